@@ -1,0 +1,1 @@
+"""Parts every lab is made of: live charts, control panel, toolbar, runner."""
