@@ -1,0 +1,105 @@
+"""The notebooks in a real JupyterLab: a reader opens one, runs it, drags a slider, presses Stop.
+
+Pictures are judged by what they show (rows painted, marks present), not by pixels. Each test saves
+a screenshot under ``tests/browser/screenshots`` to look at.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.browser.jupyterlab import LabOnScreen
+from tests.notebooks.refresh import NOTEBOOKS
+
+SCREENSHOTS = Path(__file__).with_name("screenshots")
+NOTEBOOK_03 = "03_initialisation_and_magnitude.ipynb"
+
+pytestmark = pytest.mark.timeout(300)  # a cold kernel on a busy machine imports for half a minute
+
+
+def screenshot(page, name):
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def assert_panels_are_drawn(lab):
+    """Every panel shows marks of the current run: a curve, or coloured cells."""
+    panels = lab.chart.locator("svg[role=img]")
+    assert panels.count() == 6
+    for panel in panels.all():
+        curve = panel.locator("[data-series=now] path.curve")
+        cells = panel.locator("image[data-cells]:not([data-cells='0'])")
+        assert curve.count() + cells.count() >= 1, panel.get_attribute("aria-label")
+
+
+def test_notebook_03_runs_restarts_on_a_drag_and_stops(open_notebook):
+    notebook = open_notebook(NOTEBOOK_03)
+    notebook.run_all()
+    lab = LabOnScreen(notebook)
+    lab.wait_for_rows(run=1)
+    lab.wait_for_state("finished")
+    assert_panels_are_drawn(lab)
+
+    lab.type("steps", "1000")  # so that Stop comes before the end
+    lab.wait_for_state("running")
+    first = lab.number("run")
+    lab.drag("depth", to=10)
+    lab.wait_for_rows(run=first + 1, rows=3 * 11)
+    assert lab.control("depth").input_value() == "10"
+    assert lab.state() == "running"
+    assert_panels_are_drawn(lab)
+    screenshot(lab.page, "notebook_03_running")
+
+    lab.press("stop")
+    lab.wait_for_state("stopped")
+    painted = lab.number("rows")
+    lab.page.wait_for_timeout(500)
+    assert lab.number("rows") == painted
+    assert_panels_are_drawn(lab)
+    screenshot(lab.page, "notebook_03_stopped")
+
+    assert notebook.console_errors == []
+    assert notebook.cell_errors() == []
+
+
+@pytest.fixture(scope="module")
+def tour(open_notebook):
+    """Notebook 00, all its cells run and its lab's first run finished."""
+    notebook = open_notebook("00_start_here.ipynb")
+    notebook.run_all()
+    lab = LabOnScreen(notebook)
+    lab.wait_for_state("finished")
+    return notebook, lab
+
+
+def test_csv_export_downloads_the_table(tour, tmp_path):
+    _, lab = tour
+    with lab.page.expect_download() as download:
+        lab.page.get_by_role("button", name="CSV").click()
+    download.value.save_as(tmp_path / "run.csv")
+    rows = list(csv.DictReader((tmp_path / "run.csv").read_text().splitlines()))
+    assert len(rows) == 401 * 10
+    assert float(rows[0]["lambda_max_x"]) > 0
+
+
+def test_a_refused_depth_is_explained_and_the_last_run_stays(tour):
+    notebook, lab = tour
+    run, rows = lab.number("run"), lab.number("rows")
+    lab.type("depth", "1000")
+    lab.page.get_by_text("depth must be between 2 and 100, got 1000").first.wait_for()
+    assert (lab.number("run"), lab.number("rows")) == (run, rows)
+    assert_panels_are_drawn(lab)
+    screenshot(lab.page, "notebook_00_refused")
+    assert notebook.console_errors == []
+
+
+def test_without_a_kernel_a_lab_shows_as_a_picture(open_notebook):
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = open_notebook(path.name)  # opened, nothing run
+        pictures = notebook.page.locator(".jp-OutputArea-output img")
+        pictures.first.scroll_into_view_if_needed()
+        assert "model not found" not in notebook.page.inner_text(".jp-Notebook")
+        screenshot(notebook.page, f"{path.stem[:2]}_stored")
