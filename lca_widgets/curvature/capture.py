@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,12 +86,7 @@ class Capture:
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Take every hook off, whatever happened inside."""
         for handle in self._handles:
             handle.remove()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal
 
 import torch
@@ -92,14 +91,9 @@ class FactorCapture:
         self._capture.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Stop watching; what was gathered stays for `take`."""
-        self._capture.__exit__(kind, error, traceback)
+        self._capture.__exit__(*exception)
 
     def take(self) -> list[LayerFactors]:
         """Return the factors of every batch whose backward pass ended since the last call.
