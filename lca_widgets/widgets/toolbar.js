@@ -48,7 +48,7 @@ const STYLE = `
 .lca-toolbar-error { flex-basis: 100%; }
 .lca-toolbar-error svg { width: 14px; height: 14px; vertical-align: -2px; margin-right: 5px;
   fill: currentColor; }
-.lca-toolbar-error, .lca-toolbar[data-state=error] .lca-toolbar-text,
+.lca-toolbar-error, .lca-toolbar[data-state=error] .lca-toolbar-text:not(:empty),
 .lca-toolbar[data-state=diverged] .lca-toolbar-text {
   padding: 3px 8px; border: 1px solid var(--jp-error-color1, #d32f2f); border-left-width: 4px;
   border-radius: 3px; font-weight: 600; }
@@ -143,7 +143,7 @@ class ToolbarView {
       button.setAttribute("aria-disabled", String(!enabled.includes(button.dataset.name)));
     }
     this.root.dataset.state = state;
-    this.showText(state, text);
+    this.showText(state, text, error);
     this.progress.hidden = progress === null || progress === undefined;
     const percent = Math.round(100 * (progress ?? 0));
     this.progress.setAttribute("aria-valuenow", percent);
@@ -158,8 +158,9 @@ class ToolbarView {
     this.error.replaceChildren(...(error ? [icon(WARNING), error] : []));
   }
 
-  showText(state, text) {
-    const wrong = state === "error" || state === "diverged";
+  showText(state, text, error) {
+    // An error that has a line of its own is not said twice.
+    const wrong = state === "diverged" || (state === "error" && !error);
     const worded = state === "diverged" && !/diverg/i.test(text) ? `diverged · ${text}` : text;
     const line = wrong ? worded || SPOKEN[state] : worded;
     const key = `${wrong} ${line}`;

@@ -86,7 +86,7 @@ class Toolbar(anywidget.AnyWidget):
         Args:
             state: Decides which buttons can be pressed. A change of state is announced to screen
                 readers, the text of each update is not.
-            text: The status line; for `"error"` what went wrong.
+            text: The status line.
             progress: Share of the run that is done, 0 to 1.
             error: A refusal, shown beside the state and announced; an empty one takes it back.
             pins: How many runs are pinned: Unpin needs one.

@@ -761,6 +761,12 @@ def test_a_diverged_run_says_so_in_words_with_an_icon(bar: ToolbarOnPage) -> Non
     assert text.locator("svg").count() == 0
 
 
+def test_an_error_with_a_line_of_its_own_is_said_once(bar: ToolbarOnPage) -> None:
+    bar.toolbar.show("error", "", error="data: no such folder")
+    expect(bar.page.locator(".lca-toolbar-error")).to_have_text("data: no such folder")
+    expect(bar.page.locator(".lca-toolbar-text")).to_be_empty()
+
+
 def test_a_disposed_toolbar_listens_no_more(bar: ToolbarOnPage) -> None:
     bar.page.evaluate("unmount()")
     assert bar.page.evaluate("model.listening") == 0
