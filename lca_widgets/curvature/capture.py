@@ -1,37 +1,101 @@
-"""Hooks that see each layer's inputs and its per-sample output gradients, and change nothing."""
+"""Hooks that see each call of each layer, its input and its output, and change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Capture", "supported_layers"]
+__all__ = [
+    "Capture",
+    "ForwardPass",
+    "Layer",
+    "LayerCall",
+    "measuring",
+    "supported_layers",
+    "tensors_in",
+    "uncovered_layers",
+]
 
-Sink = Callable[[str, Tensor], None]
+# Whether a measurement runs passes of its own, which are not those of a training that is watched.
+measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+
+Convolution: TypeAlias = (
+    nn.Conv1d | nn.Conv2d | nn.Conv3d
+    | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+)  # fmt: skip
+Layer: TypeAlias = nn.Linear | Convolution
 
 
-def supported_layers(
-    model: nn.Module, layers: Collection[str] | None = None
-) -> dict[str, nn.Linear]:
-    """Return the linear layers of ``model`` by qualified name, in the order of registration.
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """One call of the whole model; a module called several times in it shares this object.
+
+    Attributes:
+        samples: Number of samples N: the first dimension of the first tensor among the
+            model's arguments (or within one).
+    """
+
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """One call of one layer.
+
+    Attributes:
+        name: The layer's qualified name.
+        layer: The module.
+        input: Its input x, detached, shape ``[N, …, d_in]`` or ``[N, C_in, …]``.
+        output: Its output h, with its graph.
+        forward_pass: The call of the model that it belongs to.
+    """
+
+    name: str
+    layer: Layer
+    input: Tensor
+    output: Tensor
+    forward_pass: ForwardPass
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the call cannot be measured, if it cannot."""
+        own = 1 if isinstance(self.layer, nn.Linear) else 1 + len(self.layer.kernel_size)
+        if self.input.dim() > own:
+            return None
+        return f"got an input without a batch dimension, of shape {tuple(self.input.shape)}"
+
+
+def supported_layers(model: nn.Module, layers: Collection[str] | None = None) -> dict[str, Layer]:
+    """Return the linear and convolution layers of ``model`` by name, in the order of registration.
 
     Args:
         model: Any module.
-        layers: Names to restrict the search to; ``None`` takes every linear layer.
+        layers: Names to restrict the search to; ``None`` takes every one.
 
     Raises:
-        ValueError: a name in ``layers`` is no linear layer of the model, or there is none at all.
+        TypeError: ``layers`` is a single string.
+        ValueError: a name in ``layers`` is no such layer, there is none at all, or the model has
+            lazy parameters that a first forward pass must still create.
 
     Example:
         >>> list(supported_layers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))))
         ['0', '2']
     """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a collection of names, got the string {layers!r}")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("model has lazy parameters: run a forward pass before measuring it")
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Layer)}
     if not found:
-        raise ValueError(f"model has no linear layer to measure: {type(model).__name__}")
+        raise ValueError(
+            f"model has no linear or convolution layer to measure: {type(model).__name__}"
+        )
     if layers is None:
         return found
     if unknown := set(layers) - set(found):
@@ -41,49 +105,76 @@ def supported_layers(
     return {name: module for name, module in found.items() if name in layers}
 
 
-class Capture:
-    """Context manager that passes every layer's input and output gradient on as they appear.
+def uncovered_layers(model: nn.Module) -> dict[str, str]:
+    """Return the modules that have parameters of their own but no factors, with the reason.
 
-    While it is open, one forward pass calls ``on_input(name, x)`` for each layer, x of shape
-    ``[N, …, d_in]``, and one backward pass calls ``on_output_gradient(name, g)``, g = ∂L/∂h of
-    shape ``[N, …, d_out]``, exactly as autograd computes it (a mean loss has divided it by N).
-    Both are detached views of the training's own tensors: read them inside the callback, do not
-    write to them. Forward passes whose output needs no gradient (under ``torch.no_grad``, or of a
-    layer that is frozen and has nothing trainable before it) are not seen. A deep copy or a pickle
-    of the model takes no part.
+    Example:
+        >>> uncovered_layers(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))
+        {'1': 'LayerNorm is neither a linear nor a convolution layer'}
+    """
+    return {
+        name: f"{type(module).__name__} is neither a linear nor a convolution layer"
+        for name, module in _outside_layers(model, "")
+        if any(True for _ in module.parameters(recurse=False))
+    }
+
+
+def _outside_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """All modules that are no supported layer nor inside one (a parametrised weight)."""
+    if isinstance(module, Layer):
+        return
+    yield name, module
+    for child_name, child in module.named_children():
+        yield from _outside_layers(child, f"{name}.{child_name}" if name else child_name)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (tensor for part in value.values() for tensor in tensors_in(part))
+    elif isinstance(value, tuple | list):
+        yield from (tensor for part in value for tensor in tensors_in(part))
+
+
+class Capture:
+    """Context manager that hands over every call of every layer during forward passes.
+
+    While it is open, ``on_call`` receives a `LayerCall` after each layer's forward; if it returns
+    a tensor, that replaces the layer's output. Read the tensors inside the callback, do not write
+    to them. A deep copy or a pickle of the model takes no part.
 
     Args:
         model: The module to watch.
-        on_input: Receives each layer's input during the forward pass.
-        on_output_gradient: Receives ∂L/∂h during the backward pass.
-        layers: Names of the linear layers to watch; ``None`` watches all.
+        on_call: Receives each call.
+        layers: Names of the layers to watch; ``None`` watches all.
 
     Raises:
-        ValueError: as `supported_layers`; or, during the passes, an input without a batch
-            dimension.
-        RuntimeError: during the passes: a layer ran again before its gradient came back (a module
-            used twice in one pass, or two forward passes in a row).
+        TypeError, ValueError: as `supported_layers`.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        on_input: Sink,
-        on_output_gradient: Sink,
+        on_call: Callable[[LayerCall], Tensor | None],
         *,
         layers: Collection[str] | None = None,
     ) -> None:
         self.layers = supported_layers(model, layers)
-        self._on_input = on_input
-        self._on_output_gradient = on_output_gradient
+        self._model = model
+        self._on_call = on_call
         self._handles: list[RemovableHandle] = []
-        self._awaiting_gradient: dict[str, object] = {}  # layer: a mark of its forward pass
+        self._forward_pass: ForwardPass | None = None
 
     def __enter__(self) -> Capture:
         """Put the hooks on."""
+        enter, leave = _Hook(self._enter_model), _Hook(self._leave_model)
+        self._handles.append(self._model.register_forward_pre_hook(enter, with_kwargs=True))
         for name, module in self.layers.items():
-            hook = _ForwardHook(self, name)
+            hook = _Hook(self._call, name)
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        self._handles.append(self._model.register_forward_hook(leave, always_call=True))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -91,45 +182,38 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._awaiting_gradient.clear()
+        self._forward_pass = None
 
-    def _forward(self, name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
+    def _enter_model(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        if module is self._model:
+            first = next((t for t in tensors_in([args, kwargs]) if t.dim()), None)
+            self._forward_pass = None if first is None else ForwardPass(len(first))
+
+    def _leave_model(self, module: nn.Module, *_: object) -> None:
+        if module is self._model:
+            self._forward_pass = None
+
+    def _call(
+        self, name: str, module: Layer, args: Any, kwargs: Mapping[str, Any], output: Tensor
+    ) -> Tensor | None:
         # A replica of the model may carry this hook along; it is not ours to measure.
-        if module is not self.layers[name] or not output.requires_grad:
-            return
-        if x.dim() < 2:
-            raise ValueError(
-                f"layer {name!r} got an input of shape {tuple(x.shape)}; measuring needs a batch "
-                "dimension, [N, ..., d_in]"
-            )
-        if name in self._awaiting_gradient:
-            raise RuntimeError(
-                f"layer {name!r} ran again before its gradient came back: a module used twice in "
-                "one pass, or two forward passes before a backward pass, cannot be measured"
-            )
-        mark = self._awaiting_gradient[name] = object()
-        self._on_input(name, x.detach())
-        # A hook on the tensor, not on the module: it also works before an in-place activation.
-        output.register_hook(lambda gradient: self._receive(name, mark, gradient))
-
-    def _receive(self, name: str, mark: object, gradient: Tensor) -> None:
-        # Another mark, or none: the context was left between the forward and the backward pass.
-        if self._awaiting_gradient.get(name) is mark:
-            del self._awaiting_gradient[name]
-            self._on_output_gradient(name, gradient.detach())
+        if module is not self.layers[name]:
+            return None
+        x = args[0] if args else next(iter(kwargs.values()))
+        # Called by itself, outside the model's forward, a layer makes up a pass of its own.
+        forward_pass = self._forward_pass or ForwardPass(len(x) if x.dim() else 1)
+        return self._on_call(LayerCall(name, module, x.detach(), output, forward_pass))
 
 
-class _ForwardHook:
-    """A layer's forward hook, which turns into an idle one where the model is copied or pickled."""
+class _Hook:
+    """A hook that turns into an idle one where the model is copied or pickled."""
 
-    def __init__(self, capture: Capture, name: str) -> None:
-        self._capture = capture
-        self._name = name
+    def __init__(self, method: Callable[..., Tensor | None], *names: str) -> None:
+        self._method = method
+        self._names = names
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        self._capture._forward(self._name, module, [*args, *kwargs.values()][0], output)
+    def __call__(self, *args: Any) -> Any:
+        return self._method(*self._names, *args)
 
     def __reduce__(self) -> tuple[type[_IdleHook], tuple[()]]:
         return _IdleHook, ()

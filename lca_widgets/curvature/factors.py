@@ -1,32 +1,65 @@
-"""The two second moments of every layer, Σ_x and Σ_g, from the training's own passes."""
+"""The two second moments of every layer, Σ_x and Σ_g: from own passes, or from the training's."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lca_widgets.curvature.capture import Capture
+from lca_widgets._checks import require_integer, require_one_of
+from lca_widgets.curvature.capture import (
+    Capture,
+    ForwardPass,
+    Layer,
+    LayerCall,
+    measuring,
+    supported_layers,
+    uncovered_layers,
+)
+from lca_widgets.curvature.layers import Conv, layer_moments
+from lca_widgets.curvature.losses import Fisher, LossFunction, Reduction
+from lca_widgets.curvature.moments import (
+    exact_products,
+    relative_cut,
+    scaled,
+    scaling,
+    second_moment_sum,
+)
+from lca_widgets.curvature.passes import (
+    Labels,
+    batches,
+    by_sample,
+    measure_batch,
+    require_samples_first,
+    undisturbed,
+)
 
-__all__ = ["FactorCapture", "LayerFactors", "Reduction"]
+__all__ = ["FactorCapture", "Factors", "LayerFactors", "Sharing", "kronecker_factors"]
 
-Reduction = Literal["mean", "sum"]
+Sharing = Literal["expand", "reduce"]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerFactors:
-    """The Kronecker factors of one linear layer h = W x.
+    """The Kronecker factors of one layer h = W x.
 
     Attributes:
         name: The layer's qualified name in the model.
-        input_moment: Σ_x = E[x xᵀ], uncentred, shape ``[d_in, d_in]``, float64.
-        grad_moment: Σ_g = E[g gᵀ], uncentred, shape ``[d_out, d_out]``, float64, of the
-            *per-sample* output gradient g_n = ∂l_n/∂h_n, whatever the loss's reduction.
+        input_moment: Σ_x = E[x xᵀ], uncentred, shape ``[d_in, d_in]``, float64; for the patches of
+            a convolution with G > 1 groups, ``[G, d_in, d_in]``, one matrix a group.
+        grad_moment: Σ_g = E[g gᵀ], uncentred, shape ``[d_out, d_out]`` or ``[G, d_out, d_out]``,
+            float64, of the *per-sample* output gradient g_n = ∂l_n/∂h_n, whatever the loss's
+            reduction.
         n: Number of samples.
-        cut: Eigenvalues below ``cut * λ_max`` are rounding noise at the activations' precision.
+        cut: Eigenvalues below ``cut * λ_max`` are rounding noise at the activations' precision:
+            1e-12 for float64, 1e-6 for float32, 1e-7 for a float32 linear layer of up to 64 inputs
+            and outputs, whose products are taken in float64.
+        kind: The layer's class, ``"Linear"`` or ``"Conv2d"``, say.
+        parts: The same of ``K`` disjoint parts of the samples, where they were asked for.
     """
 
     name: str
@@ -34,34 +67,138 @@ class LayerFactors:
     grad_moment: Tensor
     n: int
     cut: float
+    kind: str = "Linear"
+    parts: tuple[LayerFactors, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """The factors of a model's layers, and what has none.
+
+    Attributes:
+        layers: One entry a measured layer, in the order of registration.
+        skipped: Name and reason of every module with parameters that was not measured.
+    """
+
+    layers: list[LayerFactors]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """What `FactorCapture` and `kronecker_factors` are asked to sum."""
+
+    conv: Conv
+    sharing: Sharing
+    bias: bool
+    parts: int
+
+    def __post_init__(self) -> None:
+        require_one_of("conv", self.conv, get_args(Conv))
+        require_one_of("sharing", self.sharing, get_args(Sharing))
+        require_integer("parts", self.parts, low=1)
+
+
+def kronecker_factors(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Any,
+    *,
+    fisher: Fisher = "empirical",
+    conv: Conv = "patch",
+    sharing: Sharing = "expand",
+    bias: bool = False,
+    reduction: Reduction | None = None,
+    layers: Collection[str] | None = None,
+    parts: int = 1,
+    seed: int = 0,
+) -> Factors:
+    """Measure Σ_x and Σ_g of every linear and convolution layer, by passes of its own.
+
+    Each batch takes one forward pass and one backward pass (C−1 for the exact Fisher of softmax
+    cross entropy) to the layers' *outputs*: no weight gradient is computed, and memory does not
+    grow with the number of batches. Frozen layers are measured like others. Afterwards parameters,
+    their ``.grad``, buffers, modes and random state are bit for bit as before.
+
+    With x_nt the vector that a layer multiplies its weight with at position t of sample n (all
+    positions of all calls in a pass; T of them), and g_nt = ∂l_n/∂h_nt, the factors are::
+
+        expand:  Σ_x = 1/(N·T) Σ_nt x_nt x_ntᵀ             Σ_g = 1/N Σ_nt g_nt g_ntᵀ
+        reduce:  Σ_x = 1/N Σ_n x̄_n x̄_nᵀ, x̄_n = Σ_t x_nt/T   Σ_g = 1/N Σ_n ĝ_n ĝ_nᵀ, ĝ_n = Σ_t g_nt
+
+    For ``conv="patch"``, x_nt is the patch (C_in/G·k·k) that output position t reads, padding
+    included, and t runs over the output's positions. For ``conv="pixel"``, x_nt is the vector of
+    C_in channels at input position t, and every position counts as a sample of its own, as in the
+    code of Huang et al. (2020): "expand" has Σ_g multiplied by T. A sum over labels (``"exact"``)
+    stands inside Σ_g; see `losses.output_gradients`. Where batch normalisation in train mode
+    couples the samples, g_n is ∂(Σ_m l_m)/∂h_n; "exact" then sums the gradients of columns that
+    all samples share, whose mixed products are not an expectation.
+
+    Args:
+        model: Any module.
+        loss_fn: Maps the model's output and the target to a loss; for another Fisher than the
+            empirical, one of PyTorch's four losses in `losses.output_gradients`.
+        data: One batch ``(inputs, target)``, or an iterable of them; see `passes.batches`.
+        fisher: Which labels: ``"empirical"``, ``"exact"`` or ``"sampled"``.
+        conv: ``"patch"`` or ``"pixel"``.
+        sharing: ``"expand"`` or ``"reduce"``.
+        bias: Append the constant 1 to the inputs of layers that have a bias.
+        reduction: ``"mean"`` or ``"sum"``, how the loss combines the samples; ``None`` reads or
+            finds it out, see `losses.summed_loss`.
+        layers: Names of the layers to measure; ``None`` measures all.
+        parts: Into how many parts each batch's samples are divided, whose factors come as well
+            (for the sampling error; each needs memory of its own).
+        seed: Draws the labels of ``"sampled"``.
+
+    Returns:
+        The factors, and the modules without any.
+
+    Raises:
+        ValueError: an unknown option, layer or reduction; a model without layers to measure; no
+            batch; batch sizes that differ; no layer on the way from the input to the loss.
+
+    Source:
+        Huang et al. (2020): uncentred moments of per-sample quantities. Patches, the expectation
+        over labels, "expand" and "reduce": K-FAC, Martens & Grosse (2015), Grosse & Martens
+        (2016), Eschenhagen et al. (2023).
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> batch = torch.randn(8, 3, 4, 4), torch.arange(8) % 2
+        >>> factors = kronecker_factors(model, nn.CrossEntropyLoss(), batch, fisher="exact")
+        >>> [tuple(layer.input_moment.shape) for layer in factors.layers]
+        [(27, 27), (16, 16)]
+    """
+    convention = _Convention(conv, sharing, bias, parts)
+    sums = _sums(model, layers, convention)
+    skipped = uncovered_layers(model) if layers is None else {}
+    labels = Labels(loss_fn, fisher, reduction, seed)
+    with undisturbed(model):
+        for inputs, target in batches(data, model):
+            measure_batch(model, inputs, target, labels, sums)
+    return Factors(_taken(sums, skipped), skipped)
 
 
 class FactorCapture:
-    """Context manager that gathers Σ_x and Σ_g of every linear layer while a model is trained.
+    """Context manager that gathers Σ_x and Σ_g of every layer while a model is trained.
 
     It uses the forward and backward passes that happen anyway (the empirical Fisher's data
-    labels), adds its sums up in float64 where the device has it, over as many batches as there
-    are, and changes neither parameters, gradients, buffers, modes nor random state.
-
-    For inputs x of shape ``[N, T…, d_in]`` ("expand" convention, T positions per sample)::
-
-        Σ_x = 1/(N·T) Σ_n Σ_t x_nt x_ntᵀ        Σ_g = 1/N Σ_n Σ_t g_nt g_ntᵀ
-
-    with g_nt = N·∂L/∂h_nt for a mean loss and ∂L/∂h_nt for a summed one, N the size of the batch
-    that the gradient belongs to.
+    labels), over as many batches as there are, and changes neither parameters, gradients, buffers,
+    modes nor random state. The formulas are those of `kronecker_factors`, with g_nt = N·∂L/∂h_nt
+    for a mean loss and ∂L/∂h_nt for a summed one, N the size of the batch: the first dimension of
+    the model's first tensor argument.
 
     Args:
         model: The module to watch.
         reduction: ``"mean"`` or ``"sum"``: how the loss combines the samples of a batch.
-        layers: Names of the linear layers to watch; ``None`` watches all.
+        conv: ``"patch"`` or ``"pixel"``.
+        sharing: ``"expand"``, or ``"reduce"``, which keeps each batch's vectors until `take`.
+        bias: Append the constant 1 to the inputs of layers that have a bias.
+        layers: Names of the layers to watch; ``None`` watches all.
 
     Raises:
-        ValueError: an unknown reduction or layer, or a model without linear layers.
-        RuntimeError: `take` without a completed forward and backward pass of every layer.
-
-    Source:
-        Huang et al. (2020): uncentred moments of per-sample quantities. "Expand" is one of K-FAC's
-        two conventions for weight sharing, Eschenhagen et al. (2023).
+        ValueError: an unknown option or layer, or a model without layers to measure.
+        RuntimeError: `take` without a completed forward and backward pass.
 
     Example:
         >>> model = nn.Linear(3, 2, bias=False)
@@ -78,85 +215,288 @@ class FactorCapture:
         model: nn.Module,
         *,
         reduction: Reduction = "mean",
+        conv: Conv = "patch",
+        sharing: Sharing = "expand",
+        bias: bool = False,
         layers: Collection[str] | None = None,
     ) -> None:
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        require_one_of("reduction", reduction, get_args(Reduction))
         self._reduction = reduction
-        self._capture = Capture(model, self._add_input, self._add_gradient, layers=layers)
-        self._sums = {name: _Sums() for name in self._capture.layers}
+        self._capture = Capture(model, self._on_call, layers=layers)
+        self._sums = _sums(model, layers, _Convention(conv, sharing, bias, parts=1))
+        self._uncovered = uncovered_layers(model) if layers is None else {}
+        self._session = object()  # a gradient that arrives after __exit__ belongs to none
+        self.skipped: dict[str, str] = {}
 
     def __enter__(self) -> FactorCapture:
         """Start watching."""
+        self._session = object()
         self._capture.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Stop watching; what was gathered stays for `take`."""
+        self._session = object()
         self._capture.__exit__(*exception)
 
     def take(self) -> list[LayerFactors]:
         """Return the factors of every batch whose backward pass ended since the last call.
 
         A batch counts with its number of samples, so that the result over several batches is the
-        mean of theirs, weighted by N.
+        mean of theirs, weighted by N. Layers that no gradient reached, and modules that have no
+        factors, are named in ``skipped`` with the reason.
         """
-        missing = [name for name, sums in self._sums.items() if not sums.samples]
-        if missing:
+        skipped = dict(self._uncovered)
+        if not any(sums.samples for sums in self._sums.values()):
             raise RuntimeError(
                 "run a forward and a backward pass inside the context before take(); no gradient "
-                f"came from {', '.join(map(repr, missing))} (a layer that the loss does not depend "
-                "on, that is not called as a module, or that is frozen with nothing trainable "
-                "before it, can be left out: name the others in layers=)"
+                f"came from {', '.join(map(repr, self._sums))}"
             )
-        factors = [sums.factors(name) for name, sums in self._sums.items()]
-        self._sums = {name: _Sums(sums.awaiting, sums.cut) for name, sums in self._sums.items()}
+        for sums in self._sums.values():
+            sums.end_column()  # what "reduce" has totalled
+        factors = _taken(self._sums, skipped)
+        self.skipped = skipped
+        for sums in self._sums.values():
+            sums.reset()
         return factors
 
-    def _add_input(self, name: str, x: Tensor) -> None:
-        # It counts when its gradient arrives: a forward pass alone leaves no trace in the sums.
-        sums = self._sums[name]
-        sums.awaiting = (_second_moment_sum(x), x.shape[:-1].numel())
-        sums.cut = relative_cut(x.dtype)
+    def _on_call(self, call: LayerCall) -> None:
+        if measuring.get():
+            return
+        sums = self._sums[call.name]
+        if call.refusal or not call.output.requires_grad:
+            sums.unmeasured = call.refusal or (
+                "its output needed no gradient (under torch.no_grad, or frozen with nothing "
+                "trainable before it)"
+            )
+            return
+        sums.unmeasured = "no gradient came back: the loss does not depend on its output"
+        # It counts when its gradient arrives: a forward pass alone leaves no trace in the sums,
+        # and what it waits with is freed with its graph.
+        device, forward_pass, session = call.input.device, call.forward_pass, self._session
+        with exact_products(device):
+            pending = [sums.measured(call)]
 
-    def _add_gradient(self, name: str, g: Tensor) -> None:
-        sums = self._sums[name]
-        assert sums.awaiting is not None
-        input_sum, rows = sums.awaiting
-        sums.awaiting = None
-        sums.input = sums.input + input_sum
-        sums.rows += rows
-        scale = len(g) if self._reduction == "mean" else 1
-        sums.gradient = sums.gradient + _second_moment_sum(g) * scale**2
-        sums.samples += len(g)
+        def receive(gradient: Tensor) -> None:
+            if pending and session is self._session:  # once, and not after the context was left
+                scale = forward_pass.samples if self._reduction == "mean" else 1
+                with exact_products(device):
+                    pending.pop()()
+                    sums.add_gradient(gradient, forward_pass, scale)
+
+        # A hook on the tensor, not on the module: it also works before an in-place activation.
+        call.output.register_hook(receive)
 
 
 @dataclass
-class _Sums:
-    """Running sums of one layer, and the part of them whose gradient is still to come."""
+class _Part:
+    """Running sums over one part of the samples."""
 
-    awaiting: tuple[Tensor, int] | None = None  # Σ x xᵀ of a batch and its number of rows
-    cut: float = 0.0
-    input: Tensor | float = 0.0
-    gradient: Tensor | float = 0.0
+    input: Tensor | None = None
+    gradient: Tensor | None = None
     rows: int = 0
     samples: int = 0
 
-    def factors(self, name: str) -> LayerFactors:
-        assert isinstance(self.input, Tensor)
-        assert isinstance(self.gradient, Tensor)
-        return LayerFactors(
-            name, self.input / self.rows, self.gradient / self.samples, self.samples, self.cut
+    def add_input(self, moment_sum: Tensor, rows: int) -> None:
+        self.input = _plus(self.input, moment_sum)
+        self.rows += rows
+
+    def add_gradient(self, moment_sum: Tensor) -> None:
+        self.gradient = _plus(self.gradient, moment_sum)
+
+    def moments(self, gradients_per_sample: float) -> tuple[Tensor, Tensor, int]:
+        """Turn the sums into Σ_x and Σ_g; return them and the number of samples."""
+        assert self.input is not None
+        assert self.gradient is not None
+        self.gradient.mul_(gradients_per_sample / self.samples)
+        return _squeeze(self.input.div_(self.rows)), _squeeze(self.gradient), self.samples
+
+
+@dataclass
+class _Totals:
+    """What "reduce" totals over the positions and calls of one pass before it takes products."""
+
+    input: Tensor | None = None
+    positions: int = 0
+    gradient: Tensor | None = None
+
+
+class _LayerSums:
+    """Running sums of one layer over batches."""
+
+    def __init__(self, name: str, layer: Layer, convention: _Convention) -> None:
+        self.name = name
+        self.kind = type(layer).__name__
+        self.unmeasured = "was not called as a module in the forward pass"
+        self._moments = layer_moments(layer, convention.conv)
+        self._reduce = convention.sharing == "reduce"
+        self._constant = convention.bias and layer.bias is not None
+        self._count = convention.parts
+        self._cut = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start afresh."""
+        self._parts = [_Part() for _ in range(self._count)]
+        self._outputs = 0
+        self._passes: dict[ForwardPass, _Totals] = {}
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that count."""
+        return sum(part.samples for part in self._parts)
+
+    def measured(self, call: LayerCall) -> Callable[[], None]:
+        """Measure a call's input now; the function that is returned makes it count."""
+        self._cut = relative_cut(call.input.dtype, wide=self._moments.wide)
+        x, positions, n = call.input, call.output.shape[2:], call.forward_pass.samples
+        if self._reduce or self._count > 1:
+            require_samples_first(call)
+        if self._reduce:
+            totals = by_sample(self._moments.input_totals(x, positions), n, self.name).sum(dim=1)
+            return partial(self._hold, call.forward_pass, totals, self._moments.rows(x, positions))
+        sums = [
+            (k, self._input_sum(chunk, positions), self._moments.rows(chunk, positions))
+            for k, chunk in self._split(x, n)
+        ]
+        outputs = call.output.shape[0] * positions.numel()
+        return partial(self._add_input, call.forward_pass, sums, outputs)
+
+    def add_gradient(self, g: Tensor, forward_pass: ForwardPass, scale: float = 1.0) -> None:
+        """Add ∂L/∂h of one call; ``scale`` times it is the per-sample gradient."""
+        n = forward_pass.samples
+        if self._reduce:
+            totals = self._passes[forward_pass]
+            samples = by_sample(self._moments.gradient_totals(g), n, self.name).sum(dim=1)
+            totals.gradient = _plus(totals.gradient, samples * scale)
+            return
+        for k, chunk in self._split(g, n):
+            moment_sum = self._moments.gradient_sum(chunk)
+            self._parts[k].add_gradient(moment_sum if scale == 1 else moment_sum.mul_(scale**2))
+
+    def end_column(self) -> None:
+        """Take the products of what "reduce" has totalled, for one column of labels."""
+        if not self._reduce:
+            return
+        for forward_pass, totals in self._passes.items():
+            n = forward_pass.samples
+            if totals.input is not None:
+                means = totals.input * (n / totals.positions)
+                if self._constant:
+                    means = torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)
+                for k, chunk in self._split(means, n):
+                    self._parts[k].add_input(_group_moment_sum(chunk), len(chunk))
+                totals.input = None
+            if totals.gradient is not None:
+                for k, chunk in self._split(totals.gradient, n):
+                    self._parts[k].add_gradient(_group_moment_sum(chunk))
+                totals.gradient = None
+
+    def end_batch(self) -> None:
+        """Forget the batch's passes: all of their gradients have come."""
+        self._passes.clear()
+
+    def factors(self) -> LayerFactors:
+        """Divide the sums by their numbers, in place: they are used up."""
+        parts = [part for part in self._parts if part.samples]
+        by_position = self._moments.positions_are_samples and not self._reduce
+        moments = [
+            part.moments(self._outputs / self.samples if by_position else 1) for part in parts
+        ]
+        results = [
+            LayerFactors(self.name, input_moment, grad_moment, n, self._cut, self.kind)
+            for input_moment, grad_moment, n in moments
+        ]
+        return results[0] if self._count == 1 else _joined(results, [part.rows for part in parts])
+
+    def _add_input(
+        self, forward_pass: ForwardPass, sums: list[tuple[int, Tensor, int]], outputs: int
+    ) -> None:
+        self._enter(forward_pass)
+        self._outputs += outputs
+        for k, moment_sum, rows in sums:
+            self._parts[k].add_input(moment_sum, rows)
+
+    def _hold(self, forward_pass: ForwardPass, totals: Tensor, rows: int) -> None:
+        self._enter(forward_pass)
+        held = self._passes[forward_pass]
+        held.input = _plus(held.input, totals)
+        held.positions += rows
+
+    def _enter(self, forward_pass: ForwardPass) -> None:
+        """Count the samples of a pass once, however often it calls the layer."""
+        if forward_pass not in self._passes:
+            self._passes[forward_pass] = _Totals()
+            for k, start, stop in self._shares(forward_pass.samples):
+                self._parts[k].samples += stop - start
+
+    def _input_sum(self, x: Tensor, positions: torch.Size) -> Tensor:
+        moment_sum = self._moments.input_sum(x, positions)
+        if not self._constant:
+            return moment_sum
+        total = self._moments.input_totals(x, positions).to(moment_sum.dtype).sum(dim=0)
+        ones = total.new_full((len(total), 1, 1), self._moments.rows(x, positions))
+        return torch.cat(
+            [
+                torch.cat([moment_sum, total.unsqueeze(2)], dim=2),
+                torch.cat([total.unsqueeze(1), ones], dim=2),
+            ],
+            dim=1,
         )
 
+    def _split(self, values: Tensor, n: int) -> list[tuple[int, Tensor]]:
+        """Divide the n samples of ``values`` among the parts; the empty ones are left out."""
+        if self._count == 1:
+            return [(0, values)]
+        samples = by_sample(values, n, self.name)
+        return [(k, samples[start:stop].flatten(0, 1)) for k, start, stop in self._shares(n)]
 
-def relative_cut(dtype: torch.dtype) -> float:
-    """Return the relative size below which an eigenvalue is rounding noise of ``dtype`` inputs."""
-    return 1e-12 if dtype == torch.float64 else 1e-7
+    def _shares(self, n: int) -> list[tuple[int, int, int]]:
+        """Which of n samples each part gets, those that get any."""
+        bounds = [n * k // self._count for k in range(self._count + 1)]
+        shares = zip(range(self._count), bounds, bounds[1:], strict=False)
+        return [share for share in shares if share[1] < share[2]]
 
 
-def _second_moment_sum(rows: Tensor) -> Tensor:
-    """Σ r rᵀ over all leading dimensions of ``rows`` […, d], in the widest type of its device."""
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64
-    flat = rows.reshape(-1, rows.shape[-1]).to(wide)
-    return flat.T @ flat
+def _joined(parts: list[LayerFactors], rows: list[int]) -> LayerFactors:
+    """The factors of all samples from those of their parts."""
+    n = sum(part.n for part in parts)
+    inputs = sum(
+        (part.input_moment * (r / sum(rows)) for part, r in zip(parts, rows, strict=True)),
+        torch.zeros(()),
+    )
+    gradients = sum((part.grad_moment * (part.n / n) for part in parts), torch.zeros(()))
+    return replace(parts[0], input_moment=inputs, grad_moment=gradients, n=n, parts=tuple(parts))
+
+
+def _plus(total: Tensor | None, new: Tensor) -> Tensor:
+    return new if total is None else total.add_(new)
+
+
+def _squeeze(moment: Tensor) -> Tensor:
+    """One matrix where there is one group."""
+    return moment[0] if len(moment) == 1 else moment
+
+
+def _group_moment_sum(rows: Tensor) -> Tensor:
+    """Σ_n r_n r_nᵀ for ``rows`` [n, G, d], shape [G, d, d]."""
+    if rows.shape[1] == 1:
+        return second_moment_sum(rows)[None]
+    scale, square = scaling(rows)
+    groups = scaled(rows, scale).transpose(0, 1)
+    return (groups.mT @ groups).to(square.dtype) * square
+
+
+def _sums(
+    model: nn.Module, layers: Collection[str] | None, convention: _Convention
+) -> dict[str, _LayerSums]:
+    return {
+        name: _LayerSums(name, layer, convention)
+        for name, layer in supported_layers(model, layers).items()
+    }
+
+
+def _taken(sums: Mapping[str, _LayerSums], skipped: dict[str, str]) -> list[LayerFactors]:
+    """The factors of the layers that were measured; the others are added to ``skipped``."""
+    skipped |= {name: layer.unmeasured for name, layer in sums.items() if not layer.samples}
+    return [layer.factors() for layer in sums.values() if layer.samples]

@@ -1,0 +1,154 @@
+"""What one layer's input and output gradient add to its two moments, kind by kind."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lca_widgets.curvature.capture import Convolution, Layer
+from lca_widgets.curvature.moments import (
+    channels_multiplied_wide,
+    rows_multiplied_wide,
+    scaled,
+    scaling,
+    second_moment_sum,
+)
+from lca_widgets.curvature.patches import ConvGeometry, patch_moment_sum, patch_sums
+
+__all__ = ["Conv", "LayerMoments", "layer_moments"]
+
+Conv = Literal["patch", "pixel"]
+
+VALUES = 2**18  # scaled at a time: what is written for a product is read again from the cache
+
+
+class LayerMoments(Protocol):
+    """Sums over samples n and positions t; G groups, 1 but for grouped convolution patches.
+
+    ``positions`` is the spatial shape of the layer's output, empty for a linear layer.
+    """
+
+    def rows(self, x: Tensor, positions: torch.Size) -> int:
+        """Return the number N·T of vectors x_nt."""
+
+    def input_sum(self, x: Tensor, positions: torch.Size) -> Tensor:
+        """Return Σ_nt x_nt x_ntᵀ, shape ``[G, d_in, d_in]``, in the sums' type."""
+
+    def input_totals(self, x: Tensor, positions: torch.Size) -> Tensor:
+        """Return Σ_t x_nt, shape ``[N, G, d_in]``."""
+
+    def gradient_sum(self, g: Tensor) -> Tensor:
+        """Return Σ_nt g_nt g_ntᵀ, shape ``[G, d_out, d_out]``, in the sums' type."""
+
+    def gradient_totals(self, g: Tensor) -> Tensor:
+        """Return Σ_t g_nt, shape ``[N, G, d_out]``."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether all products are taken in float64, also of float32 values."""
+
+    @property
+    def positions_are_samples(self) -> bool:
+        """Whether each of the N·T output positions counts as a sample, its gradient N·T·∂L/∂h."""
+
+
+def layer_moments(layer: Layer, conv: Conv) -> LayerMoments:
+    """Return what ``layer`` adds up, convolutions by patches or by pixels."""
+    if isinstance(layer, nn.Linear):
+        return _Linear(layer)
+    return _Patches(layer) if conv == "patch" else _Pixels()
+
+
+class _Linear:
+    """x of shape [N, T…, d_in]: every position is a vector."""
+
+    positions_are_samples = False
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.wide = rows_multiplied_wide(max(layer.in_features, layer.out_features))
+
+    def rows(self, x: Tensor, positions: torch.Size) -> int:
+        return x.shape[:-1].numel()
+
+    def input_sum(self, x: Tensor, positions: torch.Size) -> Tensor:
+        return second_moment_sum(x)[None]
+
+    def input_totals(self, x: Tensor, positions: torch.Size) -> Tensor:
+        return _total(x.reshape(len(x), 1, -1, x.shape[-1]), 2)
+
+    def gradient_sum(self, g: Tensor) -> Tensor:
+        return second_moment_sum(g)[None]
+
+    def gradient_totals(self, g: Tensor) -> Tensor:
+        return _total(g.reshape(len(g), 1, -1, g.shape[-1]), 2)
+
+
+class _Patches:
+    """x of shape [N, C_in, …]: the patch that each output position reads is a vector."""
+
+    positions_are_samples = False
+    wide = False
+
+    def __init__(self, layer: Convolution) -> None:
+        self._geometry = ConvGeometry.of(layer)
+
+    def rows(self, x: Tensor, positions: torch.Size) -> int:
+        return len(x) * math.prod(positions)
+
+    def input_sum(self, x: Tensor, positions: torch.Size) -> Tensor:
+        return patch_moment_sum(x, self._geometry, positions)
+
+    def input_totals(self, x: Tensor, positions: torch.Size) -> Tensor:
+        return patch_sums(x, self._geometry, positions)
+
+    def gradient_sum(self, g: Tensor) -> Tensor:
+        return channel_moment_sum(g, self._geometry.groups)
+
+    def gradient_totals(self, g: Tensor) -> Tensor:
+        return _total(g.flatten(2), 2).unflatten(1, (self._geometry.groups, -1))
+
+
+class _Pixels:
+    """x of shape [N, C_in, …]: the channels at each position are a vector; groups are not seen."""
+
+    positions_are_samples = True
+    wide = False
+
+    def rows(self, x: Tensor, positions: torch.Size) -> int:
+        return len(x) * x.shape[2:].numel()
+
+    def input_sum(self, x: Tensor, positions: torch.Size) -> Tensor:
+        return channel_moment_sum(x, groups=1)
+
+    def input_totals(self, x: Tensor, positions: torch.Size) -> Tensor:
+        return _total(x.flatten(2), 2).unsqueeze(1)
+
+    def gradient_sum(self, g: Tensor) -> Tensor:
+        return channel_moment_sum(g, groups=1)
+
+    def gradient_totals(self, g: Tensor) -> Tensor:
+        return _total(g.flatten(2), 2).unsqueeze(1)
+
+
+def _total(values: Tensor, dim: int) -> Tensor:
+    """Sum over a dimension, in float32 at least."""
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    return values.sum(dim=dim, dtype=dtype)
+
+
+def channel_moment_sum(values: Tensor, groups: int) -> Tensor:
+    """Return Σ over samples and positions of v vᵀ for ``values`` [N, C, …], ``[G, C/G, C/G]``."""
+    by_group = values.flatten(2).unflatten(1, (groups, -1))  # [N, G, C/G, P]
+    if by_group.shape[2] > by_group.shape[3]:  # N matrices of C/G² would outgrow the values
+        rows = by_group.permute(1, 0, 3, 2).flatten(1, 2)
+        return torch.stack([second_moment_sum(group) for group in rows])
+    scale, square = scaling(values)
+    wide = channels_multiplied_wide(by_group.shape[2])
+    total = torch.zeros((), dtype=square.dtype, device=values.device)
+    for part in by_group.split(max(1, VALUES // by_group[0].numel())):
+        channels = scaled(part, scale, wide=wide)
+        total = total + (channels @ channels.mT).sum(dim=0, dtype=square.dtype)
+    return total * square
