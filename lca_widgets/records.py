@@ -94,7 +94,7 @@ def _layer_record(position: int, layer: LayerSpectra) -> LayerRecord:
         name=layer.name,
         lambda_max_x=layer.input.lambda_max,
         lambda_max_g=layer.grad.lambda_max,
-        lambda_max=layer.input.lambda_max * layer.grad.lambda_max,  # proposition 1
+        lambda_max=layer.kronecker.lambda_max,
         kappa50_x=layer.input.kappa(0.5),
         kappa50_g=layer.grad.kappa(0.5),
         rank_x=layer.input.rank,

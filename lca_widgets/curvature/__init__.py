@@ -1,4 +1,4 @@
-"""Per-layer curvature: captured second moments and their spectra. Imports torch alone."""
+"""Per-layer curvature: second moments, exact blocks, operators, spectra. Imports torch alone."""
 
 from lca_widgets.curvature.capture import Capture, LayerCall, supported_layers
 from lca_widgets.curvature.factors import (
@@ -7,27 +7,45 @@ from lca_widgets.curvature.factors import (
     LayerFactors,
     kronecker_factors,
 )
+from lca_widgets.curvature.sampling import (
+    Interval,
+    Intervals,
+    group_moments,
+    sampling_intervals,
+)
 from lca_widgets.curvature.spectrum import (
+    KroneckerSpectrum,
     LayerSpectra,
     SampleWarning,
     Spectrum,
+    gram_spectrum,
+    largest_eigenvalues,
     layer_spectra,
     moment_spectra,
     one_thread,
+    row_spectrum,
 )
 
 __all__ = [
     "Capture",
     "FactorCapture",
     "Factors",
+    "Interval",
+    "Intervals",
+    "KroneckerSpectrum",
     "LayerCall",
     "LayerFactors",
     "LayerSpectra",
     "SampleWarning",
     "Spectrum",
+    "gram_spectrum",
+    "group_moments",
     "kronecker_factors",
+    "largest_eigenvalues",
     "layer_spectra",
     "moment_spectra",
     "one_thread",
+    "row_spectrum",
+    "sampling_intervals",
     "supported_layers",
 ]
