@@ -1,5 +1,6 @@
 """Per-layer curvature: second moments, exact blocks, operators, spectra. Imports torch alone."""
 
+from lca_widgets.curvature.blocks import BlockComparison, Blocks, compare_blocks, exact_blocks
 from lca_widgets.curvature.capture import Capture, LayerCall, supported_layers
 from lca_widgets.curvature.factors import (
     FactorCapture,
@@ -27,6 +28,8 @@ from lca_widgets.curvature.spectrum import (
 )
 
 __all__ = [
+    "BlockComparison",
+    "Blocks",
     "Capture",
     "FactorCapture",
     "Factors",
@@ -38,6 +41,8 @@ __all__ = [
     "LayerSpectra",
     "SampleWarning",
     "Spectrum",
+    "compare_blocks",
+    "exact_blocks",
     "gram_spectrum",
     "group_moments",
     "kronecker_factors",
