@@ -8,6 +8,16 @@ from lca_widgets.curvature.factors import (
     LayerFactors,
     kronecker_factors,
 )
+from lca_widgets.curvature.lanczos import (
+    Eigenvalues,
+    NotConverged,
+    SpectralDensity,
+    TraceEstimate,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
+from lca_widgets.curvature.operators import CurvatureOperator, fisher, ggn, hessian
 from lca_widgets.curvature.sampling import (
     Interval,
     Intervals,
@@ -31,6 +41,8 @@ __all__ = [
     "BlockComparison",
     "Blocks",
     "Capture",
+    "CurvatureOperator",
+    "Eigenvalues",
     "FactorCapture",
     "Factors",
     "Interval",
@@ -39,12 +51,18 @@ __all__ = [
     "LayerCall",
     "LayerFactors",
     "LayerSpectra",
+    "NotConverged",
     "SampleWarning",
+    "SpectralDensity",
     "Spectrum",
+    "TraceEstimate",
     "compare_blocks",
     "exact_blocks",
+    "fisher",
+    "ggn",
     "gram_spectrum",
     "group_moments",
+    "hessian",
     "kronecker_factors",
     "largest_eigenvalues",
     "layer_spectra",
@@ -52,5 +70,8 @@ __all__ = [
     "one_thread",
     "row_spectrum",
     "sampling_intervals",
+    "spectral_density",
     "supported_layers",
+    "top_eigenvalues",
+    "trace",
 ]
