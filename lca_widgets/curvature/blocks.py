@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,7 @@ from lca_widgets.curvature.passes import (
     batches,
     by_sample,
     measure_batch,
+    nothing_measured,
     require_samples_first,
     undisturbed,
 )
@@ -63,7 +65,7 @@ class BlockComparison:
     Attributes:
         name: The layer's qualified name.
         lambda_max_ratio: λ_max of the approximation over that of the block.
-        kappa_ratio: κ_p likewise; NaN where both are infinite.
+        kappa_ratio: κ_p likewise; NaN where the block's is infinite (fewer samples than p·d).
     """
 
     name: str
@@ -104,7 +106,10 @@ def exact_blocks(
         seed: Draws the labels of ``"sampled"``.
 
     Raises:
-        ValueError: as `factors.kronecker_factors`, or ``batch`` is more than one batch.
+        TypeError, ValueError: as `factors.kronecker_factors`; or ``batch`` is more than one batch,
+            two layers share a weight, or a layer's entries cannot be told apart by sample (N·F of
+            them are taken as F in a row for each).
+        RuntimeError: a layer's input was changed in place after the layer had read it.
 
     Source:
         Huang et al. (2020) for M; the Gram matrices are derived from vec(g xᵀ)·vec(g' x'ᵀ) =
@@ -122,7 +127,8 @@ def exact_blocks(
         for name, layer in supported_layers(model, layers).items()
     }
     labels = Labels(loss_fn, fisher, reduction, seed)
-    with undisturbed(model):
+    _require_own_weights(gradients, model)
+    with undisturbed(model, loss_fn):
         given = list(batches(batch, model))
         if len(given) != 1:
             raise ValueError(
@@ -133,6 +139,8 @@ def exact_blocks(
         skipped = uncovered_layers(model) if layers is None else {}
         skipped |= {name: layer.unmeasured for name, layer in gradients.items() if not layer.calls}
         measured = {name: layer for name, layer in gradients.items() if layer.calls}
+        if not measured:
+            raise nothing_measured(gradients)
         with exact_products(next(iter(measured.values())).calls[0].input.device):
             grams = {name: layer.gram() / n for name, layer in measured.items()}
     cut = max(layer.cut for layer in measured.values())
@@ -180,7 +188,20 @@ def compare_blocks(
 
 
 def _ratio(value: float, reference: float) -> float:
-    return value / reference if reference else float("nan")
+    return value / reference if reference and math.isfinite(reference) else math.nan
+
+
+def _require_own_weights(layers: Collection[str], model: nn.Module) -> None:
+    """Refuse layers that share a weight: their gradients add up, and are no blocks side by side."""
+    seen: dict[int, str] = {}
+    for name in layers:
+        weight = id(model.get_submodule(name).weight)
+        if weight in seen:
+            raise ValueError(
+                f"layers {seen[weight]!r} and {name!r} share a weight, which has one block for "
+                "both: name one of them in layers="
+            )
+        seen[weight] = name
 
 
 def _outputs_per_group(layer: Layer) -> int:
@@ -195,6 +216,7 @@ class _LayerGradients:
     def __init__(self, layer: Layer, bias: bool) -> None:
         self.unmeasured = "was not called as a module in the forward pass"
         self.dimension = layer.weight.numel()
+        self.cut = 0.0  # relative size of rounding noise
         self.calls: list[LayerCall] = []
         self._geometry = None if isinstance(layer, nn.Linear) else ConvGeometry.of(layer)
         self._columns: list[list[Tensor]] = [[]]
@@ -203,11 +225,6 @@ class _LayerGradients:
             self._constant = True
             self.dimension += layer.bias.numel()
         self._width = self.dimension // _outputs_per_group(layer)  # of x_nt in all groups
-
-    @property
-    def cut(self) -> float:
-        """Relative size of rounding noise."""
-        return relative_cut(self.calls[0].input.dtype, wide=False)
 
     def measured(self, call: LayerCall) -> Callable[[], None]:
         require_samples_first(call)
@@ -219,11 +236,14 @@ class _LayerGradients:
                     f"layer {call.name!r}: its input was changed in place after the layer had read "
                     "it; exact blocks need it as it was"
                 )
-            self.calls.append(call)
+            # Detached: its graph would outlive the pass.
+            self.calls.append(replace(call, output=call.output.detach()))
 
+        self._see(call.input)
         return count
 
     def add_gradient(self, g: Tensor, forward_pass: ForwardPass) -> None:
+        self._see(g)
         self._columns[-1].append(g)
 
     def end_column(self) -> None:
@@ -231,6 +251,9 @@ class _LayerGradients:
 
     def end_batch(self) -> None:
         self._columns = [column for column in self._columns if column]
+
+    def _see(self, values: Tensor) -> None:
+        self.cut = max(self.cut, relative_cut(values.dtype, wide=False))
 
     def gram(self) -> Tensor:
         """Return J Jᵀ; the rows of J are the samples, for one column of labels after the other."""

@@ -66,9 +66,12 @@ class LayerCall:
     def refusal(self) -> str | None:
         """Why the call cannot be measured, if it cannot."""
         own = 1 if isinstance(self.layer, nn.Linear) else 1 + len(self.layer.kernel_size)
-        if self.input.dim() > own:
+        shape, n = tuple(self.input.shape), self.forward_pass.samples
+        # [1, d] may also be the one row that an expert is given, and [1, N, d] a sequence of one.
+        shared = len(shape) > 2 and shape[0] == 1 < n and n not in shape[1:]
+        if len(shape) > own and not shared:
             return None
-        return f"got an input without a batch dimension, of shape {tuple(self.input.shape)}"
+        return f"got an input without a batch dimension, of shape {shape}"
 
 
 def supported_layers(model: nn.Module, layers: Collection[str] | None = None) -> dict[str, Layer]:
@@ -166,6 +169,7 @@ class Capture:
         self._on_call = on_call
         self._handles: list[RemovableHandle] = []
         self._forward_pass: ForwardPass | None = None
+        self._last_pass: ForwardPass | None = None
 
     def __enter__(self) -> Capture:
         """Put the hooks on."""
@@ -188,6 +192,7 @@ class Capture:
         if module is self._model:
             first = next((t for t in tensors_in([args, kwargs]) if t.dim()), None)
             self._forward_pass = None if first is None else ForwardPass(len(first))
+            self._last_pass = self._forward_pass
 
     def _leave_model(self, module: nn.Module, *_: object) -> None:
         if module is self._model:
@@ -200,9 +205,15 @@ class Capture:
         if module is not self.layers[name]:
             return None
         x = args[0] if args else next(iter(kwargs.values()))
-        # Called by itself, outside the model's forward, a layer makes up a pass of its own.
-        forward_pass = self._forward_pass or ForwardPass(len(x) if x.dim() else 1)
+        forward_pass = self._forward_pass or self._outside(len(x) if x.dim() else 1)
         return self._on_call(LayerCall(name, module, x.detach(), output, forward_pass))
+
+    def _outside(self, entries: int) -> ForwardPass:
+        """The pass of a layer that is called outside the model's forward."""
+        # Reentrant checkpointing runs layers again during the backward pass of the last one.
+        if self._last_pass is not None and entries % self._last_pass.samples == 0:
+            return self._last_pass
+        return ForwardPass(entries)
 
 
 class _Hook:

@@ -34,6 +34,7 @@ from lca_widgets.curvature.passes import (
     batches,
     by_sample,
     measure_batch,
+    nothing_measured,
     require_samples_first,
     undisturbed,
 )
@@ -134,6 +135,9 @@ def kronecker_factors(
     couples the samples, g_n is ∂(Σ_m l_m)/∂h_n; "exact" then sums the gradients of columns that
     all samples share, whose mixed products are not an expectation.
 
+    N counts the first dimension of the targets. "reduce" and ``parts`` must know which of a layer's
+    entries belong to a sample: its N·F entries are taken as F in a row for each.
+
     Args:
         model: Any module.
         loss_fn: Maps the model's output and the target to a loss; for another Fisher than the
@@ -154,6 +158,8 @@ def kronecker_factors(
         The factors, and the modules without any.
 
     Raises:
+        TypeError: an argument of the wrong type; another Fisher than the empirical, and a model
+            that does not return a tensor.
         ValueError: an unknown option, layer or reduction; a model without layers to measure; no
             batch; batch sizes that differ; no layer on the way from the input to the loss.
 
@@ -173,10 +179,13 @@ def kronecker_factors(
     sums = _sums(model, layers, convention)
     skipped = uncovered_layers(model) if layers is None else {}
     labels = Labels(loss_fn, fisher, reduction, seed)
-    with undisturbed(model):
+    with undisturbed(model, loss_fn):
         for inputs, target in batches(data, model):
             measure_batch(model, inputs, target, labels, sums)
-    return Factors(_taken(sums, skipped), skipped)
+    layers_measured = _taken(sums, skipped)
+    if not layers_measured:
+        raise nothing_measured(sums)
+    return Factors(layers_measured, skipped)
 
 
 class FactorCapture:
@@ -187,6 +196,11 @@ class FactorCapture:
     modes nor random state. The formulas are those of `kronecker_factors`, with g_nt = N·∂L/∂h_nt
     for a mean loss and ∂L/∂h_nt for a summed one, N the size of the batch: the first dimension of
     the model's first tensor argument.
+
+    The gradient counts as it arrives, in the first backward pass over a graph: a loss that was
+    multiplied (by a gradient scaler) or divided (by a number of accumulation steps) makes Σ_g
+    larger or smaller by the square of that, and a model called twice for one loss has each call's
+    samples counted.
 
     Args:
         model: The module to watch.
@@ -247,13 +261,13 @@ class FactorCapture:
         factors, are named in ``skipped`` with the reason.
         """
         skipped = dict(self._uncovered)
+        for sums in self._sums.values():
+            sums.end_column()  # what "reduce" has totalled
         if not any(sums.samples for sums in self._sums.values()):
             raise RuntimeError(
                 "run a forward and a backward pass inside the context before take(); no gradient "
                 f"came from {', '.join(map(repr, self._sums))}"
             )
-        for sums in self._sums.values():
-            sums.end_column()  # what "reduce" has totalled
         factors = _taken(self._sums, skipped)
         self.skipped = skipped
         for sums in self._sums.values():
@@ -343,12 +357,12 @@ class _LayerSums:
 
     @property
     def samples(self) -> int:
-        """Number of samples that count."""
-        return sum(part.samples for part in self._parts)
+        """Number of samples that count; 0 if none brought an input (an expert left out)."""
+        return sum(part.samples for part in self._parts if part.rows)
 
     def measured(self, call: LayerCall) -> Callable[[], None]:
         """Measure a call's input now; the function that is returned makes it count."""
-        self._cut = relative_cut(call.input.dtype, wide=self._moments.wide)
+        self._see(call.input)
         x, positions, n = call.input, call.output.shape[2:], call.forward_pass.samples
         if self._reduce or self._count > 1:
             require_samples_first(call)
@@ -365,6 +379,7 @@ class _LayerSums:
     def add_gradient(self, g: Tensor, forward_pass: ForwardPass, scale: float = 1.0) -> None:
         """Add ∂L/∂h of one call; ``scale`` times it is the per-sample gradient."""
         n = forward_pass.samples
+        self._see(g)
         if self._reduce:
             totals = self._passes[forward_pass]
             samples = by_sample(self._moments.gradient_totals(g), n, self.name).sum(dim=1)
@@ -376,21 +391,23 @@ class _LayerSums:
 
     def end_column(self) -> None:
         """Take the products of what "reduce" has totalled, for one column of labels."""
-        if not self._reduce:
-            return
         for forward_pass, totals in self._passes.items():
-            n = forward_pass.samples
-            if totals.input is not None:
-                means = totals.input * (n / totals.positions)
-                if self._constant:
-                    means = torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)
-                for k, chunk in self._split(means, n):
-                    self._parts[k].add_input(_group_moment_sum(chunk), len(chunk))
-                totals.input = None
             if totals.gradient is not None:
-                for k, chunk in self._split(totals.gradient, n):
-                    self._parts[k].add_gradient(_group_moment_sum(chunk))
-                totals.gradient = None
+                with exact_products(totals.gradient.device):
+                    self._take_products(totals, forward_pass.samples)
+
+    def _take_products(self, totals: _Totals, n: int) -> None:
+        if totals.input is not None:  # once: it is the same for all columns
+            means = totals.input * (n / totals.positions)
+            if self._constant:
+                means = torch.cat([means, torch.ones_like(means[..., :1])], dim=-1)
+            for k, chunk in self._split(means, n):
+                self._parts[k].add_input(_group_moment_sum(chunk), len(chunk))
+            totals.input = None
+        if totals.gradient is not None:
+            for k, chunk in self._split(totals.gradient, n):
+                self._parts[k].add_gradient(_group_moment_sum(chunk))
+            totals.gradient = None
 
     def end_batch(self) -> None:
         """Forget the batch's passes: all of their gradients have come."""
@@ -398,7 +415,7 @@ class _LayerSums:
 
     def factors(self) -> LayerFactors:
         """Divide the sums by their numbers, in place: they are used up."""
-        parts = [part for part in self._parts if part.samples]
+        parts = [part for part in self._parts if part.rows]
         by_position = self._moments.positions_are_samples and not self._reduce
         moments = [
             part.moments(self._outputs / self.samples if by_position else 1) for part in parts
@@ -450,6 +467,10 @@ class _LayerSums:
             return [(0, values)]
         samples = by_sample(values, n, self.name)
         return [(k, samples[start:stop].flatten(0, 1)) for k, start, stop in self._shares(n)]
+
+    def _see(self, values: Tensor) -> None:
+        """Take the coarsest precision of all: autocast may have halved it on one side only."""
+        self._cut = max(self._cut, relative_cut(values.dtype, wide=self._moments.wide))
 
     def _shares(self, n: int) -> list[tuple[int, int, int]]:
         """Which of n samples each part gets, those that get any."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lca_widgets._checks import require_one_of
+from lca_widgets.curvature.moments import sum_dtype
 
 __all__ = ["Fisher", "LossFunction", "Reduction", "output_gradients", "summed_loss"]
 
@@ -44,7 +45,7 @@ def summed_loss(
         target: What the loss compares it with.
         n: Number of samples N.
         reduction: ``"mean"`` or ``"sum"``; ``None`` takes ``loss_fn.reduction`` where there is one,
-            else finds out by comparing the loss of the batch with those of its two halves.
+            else finds out by comparing the gradient of the batch with those of its two halves.
 
     Raises:
         TypeError: the loss is no tensor.
@@ -53,7 +54,7 @@ def summed_loss(
     """
     if reduction is not None:
         require_one_of("reduction", reduction, get_args(Reduction))
-    _require_same_batch(output, target)
+    _require_same_batch(loss_fn, output, target)
     loss = loss_fn(output, target)
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss_fn must return a tensor, got {type(loss).__name__}")
@@ -116,7 +117,7 @@ def output_gradients(
     require_one_of("fisher", fisher, get_args(Fisher))
     if reduction is not None:
         require_one_of("reduction", reduction, get_args(Reduction))
-    _require_same_batch(output, target)
+    _require_same_batch(loss_fn, output, target)
     output = output.detach()
     if fisher == "empirical":
         with torch.enable_grad():
@@ -137,7 +138,9 @@ def output_gradients(
     return _elementwise_columns(module, output, fisher, generator)
 
 
-def _require_same_batch(output: Any, target: Any) -> None:
+def _require_same_batch(loss_fn: LossFunction, output: Any, target: Any) -> None:
+    if _known(loss_fn) is None:  # it may compare what it likes
+        return
     shapes = [tuple(part.shape) for part in (output, target) if isinstance(part, Tensor)]
     if len(shapes) == 2 and shapes[1] and shapes[0][:1] != shapes[1][:1]:
         raise ValueError(
@@ -170,8 +173,8 @@ def _reduction(
     fitting = _fitting_reductions(loss_fn, output, target, loss)
     if not fitting and given is None:
         raise ValueError(
-            f"reduction of loss_fn {_name(loss_fn)} is unclear: the loss of the batch is neither "
-            "the mean nor the sum over its two halves; pass reduction='mean' or 'sum'"
+            f"reduction of loss_fn {_name(loss_fn)} is unclear: the loss of the batch is not seen "
+            "to be the mean or the sum over its two halves; pass reduction='mean' or 'sum'"
         )
     if fitting and given is not None and given not in fitting:
         raise ValueError(
@@ -199,17 +202,22 @@ def _fitting_reductions(
     loss_fn: LossFunction, output: Any, target: Any, loss: Tensor
 ) -> list[Reduction]:
     """The reductions that the gradients of a batch's halves agree with; empty: cannot be told."""
-    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or len(output) < 2:
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.dim():
         return []
     n, half = len(output), len(output) // 2
     leaf = output.detach().requires_grad_()
     parts = [slice(None), slice(None, half), slice(half, None)]
-    whole, *halves = (torch.autograd.grad(loss_fn(leaf[p], target[p]), leaf)[0] for p in parts)
+    try:
+        whole, *halves = (torch.autograd.grad(loss_fn(leaf[p], target[p]), leaf)[0] for p in parts)
+    except (IndexError, RuntimeError, ValueError):  # one that takes whole batches only
+        return []
+    if not whole.isfinite().all():
+        return ["mean", "sum"]
     weights: dict[Reduction, tuple[float, float]] = {
         "mean": (half / n, (n - half) / n),
         "sum": (1.0, 1.0),
     }
-    close = 1e-4 * whole.abs().max()
+    close = max(1e-4, 8 * torch.finfo(whole.dtype).eps) * whole.abs().max()
     return [
         name
         for name, (a, b) in weights.items()
@@ -340,7 +348,7 @@ def _binary_gradients(loss: nn.Module, output: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values if values.device.type == "mps" else values.double()
+    return values.to(sum_dtype(values.device))
 
 
 def _by_term(columns: Iterable[Tensor], *, classes: bool) -> Iterator[Tensor]:

@@ -121,14 +121,15 @@ def scaling(values: Tensor) -> tuple[Tensor | None, Tensor]:
         where the values need no scaling; elsewhere nothing waits for the device to find out.
     """
     low, high = torch.aminmax(values.detach())
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    largest = torch.maximum(high, -low).to(dtype).nan_to_num(nan=1.0, posinf=1.0)
-    one = torch.ones_like(largest)
-    wide = one.to(sum_dtype(values.device))
+    largest = torch.maximum(high, -low).float()
+    largest = largest.nan_to_num(nan=1.0, posinf=torch.finfo(torch.float32).max)
+    wide = sum_dtype(values.device)
     if values.device.type == "cpu" and 1 / UNSCALED < largest.item() < UNSCALED:
-        return None, wide
-    exponent = torch.frexp(largest).exponent.clamp(-126, 126)
-    return torch.ldexp(one, -exponent), torch.ldexp(wide, 2 * exponent)
+        return None, torch.ones((), dtype=wide)
+    # The exponent's bits alone are the power of two below the number; not every device has frexp.
+    power = (largest.view(torch.int32) & 0x7F800000).view(torch.float32)
+    power = power.clamp(2.0**-126, 2.0**126)
+    return 1 / power, power.to(wide) ** 2
 
 
 def scaled(values: Tensor, scale: Tensor | None, *, wide: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, get_args
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn.utils.rnn import PackedSequence
 
 from lca_widgets._checks import require_one_of
 from lca_widgets.curvature.capture import Capture, ForwardPass, LayerCall, measuring, tensors_in
@@ -29,6 +30,7 @@ __all__ = [
     "batches",
     "by_sample",
     "measure_batch",
+    "nothing_measured",
     "require_samples_first",
     "run",
     "samples_in",
@@ -60,7 +62,10 @@ def batches(data: Any, model: nn.Module) -> Iterator[tuple[Any, Any]]:
     empty = True
     for batch in data:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError(f"data must yield pairs (inputs, target), got {_describe(batch)}")
+            raise ValueError(
+                f"data must yield pairs (inputs, target), got {_describe(batch)}; one batch by "
+                "itself must be a tuple"
+            )
         inputs, target = (_to(part, device) for part in batch)
         yield inputs, target
         empty = False
@@ -77,31 +82,37 @@ def run(model: nn.Module, inputs: Any) -> Any:
     """
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    if isinstance(inputs, tuple | list):
+    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
         return model(*inputs)
     return model(inputs)
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(*modules: object) -> Iterator[None]:
     """Let passes run with gradients on, and put back what they change: buffers and random state.
 
     Batch normalisation in train mode moves its running statistics, dropout draws numbers, a
-    loader shuffles; afterwards all of that is bit for bit as before, also if an error was raised.
-    Parameters' ``.grad`` is left alone by passes that ask for gradients with
-    `torch.autograd.grad`.
+    loader shuffles by torch's global random state; afterwards all of that is bit for bit as
+    before, also if an error was raised. Generators of the data's own are not put back. Parameters'
+    ``.grad`` is left alone by passes that ask for gradients with `torch.autograd.grad`.
+
+    Args:
+        modules: The model, and the loss in case it is a module too; others are left out.
     """
+    models = [module for module in modules if isinstance(module, nn.Module)]
+    parameters = [parameter for model in models for parameter in model.parameters()]
     buffers = [
         (
             module._buffers,
             dict(module._buffers),
             [(b, b.clone()) for b in module._buffers.values() if b is not None],
         )
+        for model in models
         for module in model.modules()
     ]
-    kinds = {p.device.type for p in model.parameters()} - {"cpu", "meta"}
+    kinds = {p.device.type for p in parameters} - {"cpu", "meta"}
     device_type = next(iter(kinds), "cuda")
-    devices = [p.device for p in model.parameters() if p.device.type == device_type]
+    devices = [p.device for p in parameters if p.device.type == device_type]
     with (
         torch.random.fork_rng(list(dict.fromkeys(devices)), device_type=device_type),
         torch.inference_mode(False),
@@ -195,8 +206,7 @@ def measure_batch(
     forward_pass = ForwardPass(samples_in(inputs, target))
     output, edges = _forward(model, inputs, forward_pass, observers)
     if not edges:
-        reasons = (f"{name!r} {observer.unmeasured}" for name, observer in observers.items())
-        raise ValueError(f"model has no layer that can be measured: {'; '.join(reasons)}")
+        raise nothing_measured(observers)
     last = _last_reached(edges)
     for root, column in labels.columns(output, target, forward_pass.samples):
         if not root.requires_grad:
@@ -205,12 +215,17 @@ def measure_batch(
                 "no gradient (a model that detaches it cannot be measured)"
             )
         torch.autograd.grad(root, last, column, retain_graph=labels.several, allow_unused=True)
-        with exact_products(root.device):
-            for observer in observers.values():
-                observer.end_column()
+        for observer in observers.values():
+            observer.end_column()
     for observer in observers.values():
         observer.end_batch()
     return forward_pass.samples
+
+
+def nothing_measured(observers: Mapping[str, Observer]) -> ValueError:
+    """Return the error that says why no layer has a result."""
+    reasons = (f"{name!r} {observer.unmeasured}" for name, observer in observers.items())
+    return ValueError(f"model has no layer that can be measured: {'; '.join(reasons)}")
 
 
 @functools.cache
@@ -237,7 +252,10 @@ def _forward(
     def on_call(call: LayerCall) -> Tensor | None:
         observer, replacement = observers[call.name], None
         if call.refusal or not torch.is_grad_enabled():
-            observer.unmeasured = call.refusal or "ran without gradients (under torch.no_grad)"
+            observer.unmeasured = (
+                call.refusal
+                or "ran without gradients (under torch.no_grad, or reentrant checkpointing)"
+            )
             return None
         output = call.output
         if not output.requires_grad:  # frozen, with nothing trainable before it
@@ -287,6 +305,8 @@ def _to(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, Tensor):
         value = value.clone() if value.is_inference() else value
         return value if device is None else value.to(device)
+    if isinstance(value, PackedSequence):
+        return value if device is None else value.to(device)  # type: ignore[arg-type]  # wrongly typed
     if isinstance(value, Mapping):
         return {key: _to(part, device) for key, part in value.items()}
     if isinstance(value, list):

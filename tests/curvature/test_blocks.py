@@ -230,3 +230,24 @@ def test_modules_without_a_block_are_listed_with_the_reason():
         "norm": "LayerNorm is neither a linear nor a convolution layer",
         "unused": "was not called as a module in the forward pass",
     }
+
+
+def test_layers_that_share_a_weight_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="layers '0' and '1' share a weight"):
+        exact_blocks(model, nn.CrossEntropyLoss(), (torch.randn(N, 3), LABELS))
+
+
+def test_a_loss_that_reaches_no_layer_is_refused():
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(4, CLASSES), nn.LayerNorm(CLASSES)
+
+        def forward(self, x):
+            return self.norm(self.layer(x).detach())
+
+    for measure in (exact_blocks, kronecker_factors):
+        with pytest.raises(ValueError, match="'layer' the loss does not depend on its output"):
+            measure(Behind(), nn.CrossEntropyLoss(), (torch.randn(N, 4), LABELS))

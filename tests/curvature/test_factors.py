@@ -1181,3 +1181,55 @@ def test_an_orthogonal_linear_network_is_an_isometry():
         torch.testing.assert_close(
             layer.grad.eigenvalues, first.grad.eigenvalues, rtol=1e-5, atol=0
         )
+
+
+def test_autocast_makes_the_cut_that_of_the_coarser_side():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 40), nn.Linear(40, CLASSES))
+    x, y = torch.randn(64, 5), torch.randint(CLASSES, (64,))
+    with torch.autocast("cpu", torch.bfloat16):
+        first = kronecker_factors(model, LOSS, (x, y)).layers[0]
+    assert first.cut == torch.finfo(torch.bfloat16).eps ** 2
+    [spectra] = layer_spectra([first])
+    assert spectra.grad.rank == CLASSES - 1
+
+
+def test_a_table_that_all_samples_share_is_listed_as_having_no_batch_dimension():
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.layer = nn.Linear(2, 4), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            return self.layer(x + self.table(torch.ones(1, 3, 2)).mean(1))
+
+    batch = torch.randn(N, 4), torch.randint(CLASSES, (N,))
+    assert list(kronecker_factors(Biased(), LOSS, batch).skipped) == ["table"]
+
+
+def test_an_expert_without_tokens_is_listed_and_not_diverged():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            return torch.cat([self.left(x), self.right(x[:0])])
+
+    batch = torch.randn(N, 4), torch.randint(CLASSES, (N,))
+    measured = kronecker_factors(Experts(), LOSS, batch)
+    assert [layer.name for layer in measured.layers] == ["left"]
+    assert list(measured.skipped) == ["right"]
+
+
+def test_a_loss_of_whole_batches_only_takes_its_reduction_as_given():
+    model, x, y = problem("feed-forward, in-place ReLU")
+    weights = torch.ones(N, dtype=x.dtype)
+
+    def loss(output, target):
+        return (weights * nn.functional.cross_entropy(output, target, reduction="none")).mean()
+
+    with pytest.raises(ValueError, match="reduction of loss_fn loss is unclear"):
+        kronecker_factors(model, loss, (x, y))
+    given = kronecker_factors(model, loss, (x, y), reduction="mean").layers
+    assert_equal_factors(given, kronecker_factors(model, LOSS, (x, y)).layers)
