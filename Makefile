@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := binder/constraints.txt
+PEERS := tests/peers.txt
 TORCH ?= $(shell sed -n 's/^torch==//p' $(LOCK))
 LAB_FLAGS ?=
 WORKERS ?= 2
@@ -95,8 +96,10 @@ $(VENV)/.runtime: pyproject.toml $(LOCK)
 	$(PIP) install -q -c $(LOCK) -e '.[lab]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.runtime
+# Without what the peers ask for: one of them would bring a torchvision, and with it another torch.
+$(VENV)/.test: $(VENV)/.runtime $(PEERS)
 	$(PIP) install -q -c $(LOCK) -e '.[lab,test]'
+	$(PIP) install -q --no-deps -r $(PEERS)
 	@touch $@
 
 # The newest versions that pyproject.toml admits, with the torch named: make lock TORCH=2.13.0
