@@ -503,7 +503,7 @@ def _group_moment_sum(rows: Tensor) -> Tensor:
     """Σ_n r_n r_nᵀ for ``rows`` [n, G, d], shape [G, d, d]."""
     if rows.shape[1] == 1:
         return second_moment_sum(rows)[None]
-    scale, square = scaling(rows)
+    scale, square = scaling(rows, wide=False)
     groups = scaled(rows, scale).transpose(0, 1)
     return (groups.mT @ groups).to(square.dtype) * square
 

@@ -145,8 +145,8 @@ def channel_moment_sum(values: Tensor, groups: int) -> Tensor:
     if by_group.shape[2] > by_group.shape[3]:  # N matrices of C/G² would outgrow the values
         rows = by_group.permute(1, 0, 3, 2).flatten(1, 2)
         return torch.stack([second_moment_sum(group) for group in rows])
-    scale, square = scaling(values)
     wide = channels_multiplied_wide(by_group.shape[2])
+    scale, square = scaling(values, wide=wide)
     total = torch.zeros((), dtype=square.dtype, device=values.device)
     for part in by_group.split(max(1, VALUES // by_group[0].numel())):
         channels = scaled(part, scale, wide=wide)

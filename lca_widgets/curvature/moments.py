@@ -106,7 +106,7 @@ def _full_float32() -> Iterator[None]:
             backend.fp32_precision = before
 
 
-def scaling(values: Tensor) -> tuple[Tensor | None, Tensor]:
+def scaling(values: Tensor, *, wide: bool) -> tuple[Tensor | None, Tensor]:
     """Return a power of two s near one over the largest magnitude, and 1/s².
 
     Products of ``s * values`` neither overflow nor vanish, at whatever scale the layer works
@@ -115,21 +115,25 @@ def scaling(values: Tensor) -> tuple[Tensor | None, Tensor]:
 
     Args:
         values: Any shape, not empty. A value that is not finite is left out of account.
+        wide: Whether they will be multiplied in `sum_dtype`.
 
     Returns:
-        s, for `scaled`, and 1/s² in `sum_dtype`, scalars on the same device. On a CPU, s is None
-        where the values need no scaling; elsewhere nothing waits for the device to find out.
+        s, for `scaled`, and 1/s² in `sum_dtype`, scalars on the same device. s is None where the
+        values need no scaling: float32 ones multiplied in float64, and on a CPU all of a usual
+        size; elsewhere nothing waits for the device to find out.
     """
+    sums = sum_dtype(values.device)
+    if wide and torch.finfo(sums).max > torch.finfo(values.dtype).max:
+        return None, torch.ones((), dtype=sums, device=values.device)
     low, high = torch.aminmax(values.detach())
     largest = torch.maximum(high, -low).float()
     largest = largest.nan_to_num(nan=1.0, posinf=torch.finfo(torch.float32).max)
-    wide = sum_dtype(values.device)
     if values.device.type == "cpu" and 1 / UNSCALED < largest.item() < UNSCALED:
-        return None, torch.ones((), dtype=wide)
+        return None, torch.ones((), dtype=sums)
     # The exponent's bits alone are the power of two below the number; not every device has frexp.
     power = (largest.view(torch.int32) & 0x7F800000).view(torch.float32)
     power = power.clamp(2.0**-126, 2.0**126)
-    return 1 / power, power.to(wide) ** 2
+    return 1 / power, power.to(sums) ** 2
 
 
 def scaled(values: Tensor, scale: Tensor | None, *, wide: bool = False) -> Tensor:
@@ -155,8 +159,8 @@ def second_moment_sum(rows: Tensor) -> Tensor:
     flat = rows.reshape(-1, rows.shape[-1])
     if not len(flat):
         return torch.zeros(2 * flat.shape[1:], dtype=sum_dtype(rows.device), device=rows.device)
-    scale, square = scaling(flat)
     wide = rows_multiplied_wide(flat.shape[1])
+    scale, square = scaling(flat, wide=wide)
     parts = (scaled(part, scale, wide=wide) for part in flat.split(ROWS))
     products = (symmetric_product(part, square.dtype) for part in parts)
     total = next(products)

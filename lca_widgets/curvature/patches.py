@@ -207,8 +207,6 @@ def patch_moment_sum(x: Tensor, geometry: ConvGeometry, positions: Sequence[int]
         matrix for convolution layers".
     """
     x = x.detach()
-    # Scaled by its extremes chunk by chunk: no scaled copy of the whole input.
-    scale, square = scaling(x)
     x, geometry = _with_zeros(x, geometry)
     axes = tuple(
         _axis(*sizes, transposed=geometry.transposed)
@@ -218,6 +216,7 @@ def patch_moment_sum(x: Tensor, geometry: ConvGeometry, positions: Sequence[int]
     products = _products(axes)
     channels = x.shape[1] // geometry.groups
     wide = channels_multiplied_wide(channels)
+    scale, square = scaling(x, wide=wide)  # for one chunk after the other: no copy of all
     if _patches_cost_less(x, geometry, positions, axes, products):
         return _moment_of_patches(x, scale, geometry, positions, wide) * square
     sums: list[Tensor] = []

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lca_widgets.curvature import one_thread
 from tests.benchmarks.networks import network
 
 
@@ -52,19 +52,8 @@ def in_passes(
         problem.forward_backward()
         plain.append(time.perf_counter() - start)
 
-    with one_thread():
+    with one_thread():  # what eigenproblems of this size take, and what compares
         result = benchmark.pedantic(work, setup=before, rounds=rounds, warmup_rounds=1)
     if benchmark.enabled:
         benchmark.extra_info[name] = round(benchmark.stats.stats.min / min(plain), 2)
     return result
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread is what eigenproblems of this size take, and what compares."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
