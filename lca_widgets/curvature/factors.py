@@ -50,11 +50,12 @@ class LayerFactors:
 
     Attributes:
         name: The layer's qualified name in the model.
-        input_moment: Σ_x = E[x xᵀ], uncentred, shape ``[d_in, d_in]``, float64; for the patches of
-            a convolution with G > 1 groups, ``[G, d_in, d_in]``, one matrix a group.
+        input_moment: Σ_x = E[x xᵀ], uncentred, shape ``[d_in, d_in]``, float64 (float32 on a device
+            without it); for the patches of a convolution with G > 1 groups, ``[G, d_in, d_in]``,
+            one matrix a group.
         grad_moment: Σ_g = E[g gᵀ], uncentred, shape ``[d_out, d_out]`` or ``[G, d_out, d_out]``,
-            float64, of the *per-sample* output gradient g_n = ∂l_n/∂h_n, whatever the loss's
-            reduction.
+            of the same type, of the *per-sample* output gradient g_n = ∂l_n/∂h_n, whatever the
+            loss's reduction.
         n: Number of samples.
         cut: Eigenvalues below ``cut * λ_max`` are rounding noise at the activations' precision:
             1e-12 for float64, 1e-6 for float32, 1e-7 for a float32 linear layer of up to 64 inputs

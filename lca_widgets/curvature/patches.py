@@ -185,9 +185,9 @@ def patch_moment_sum(x: Tensor, geometry: ConvGeometry, positions: Sequence[int]
     It is that of `unfold_patches`, up to rounding. float64 inputs are multiplied in float64, others
     (but for a few channels) in float32: about 1e-8 of the largest eigenvalue off, 5e-7 where half
     of all inputs are one same number, as each addition then rounds alike. On a GPU nothing waits
-    for the device. Memory
-    beyond the result: some copies of a part of the batch, and a padded input where the padding is
-    not zeros. Where patches cost less, as for a 1×1 kernel or few positions, they are built.
+    for the device. Memory beyond the result: some copies of a part of the batch, and a padded input
+    where the padding is not zeros. Where patches cost less, as for a 1×1 kernel or few positions,
+    they are built.
 
     Args:
         x: The layer's input ``[N, C_in, *size]``; a value that is not finite stays in the result.
