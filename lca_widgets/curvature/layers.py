@@ -77,13 +77,13 @@ class _Linear:
         return second_moment_sum(x)[None]
 
     def input_totals(self, x: Tensor, positions: torch.Size) -> Tensor:
-        return _total(x.reshape(len(x), 1, -1, x.shape[-1]), 2)
+        return _row_totals(x)
 
     def gradient_sum(self, g: Tensor) -> Tensor:
         return second_moment_sum(g)[None]
 
     def gradient_totals(self, g: Tensor) -> Tensor:
-        return _total(g.reshape(len(g), 1, -1, g.shape[-1]), 2)
+        return _row_totals(g)
 
 
 class _Patches:
@@ -108,7 +108,7 @@ class _Patches:
         return channel_moment_sum(g, self._geometry.groups)
 
     def gradient_totals(self, g: Tensor) -> Tensor:
-        return _total(g.flatten(2), 2).unflatten(1, (self._geometry.groups, -1))
+        return _channel_totals(g, self._geometry.groups)
 
 
 class _Pixels:
@@ -124,19 +124,25 @@ class _Pixels:
         return channel_moment_sum(x, groups=1)
 
     def input_totals(self, x: Tensor, positions: torch.Size) -> Tensor:
-        return _total(x.flatten(2), 2).unsqueeze(1)
+        return _channel_totals(x, groups=1)
 
     def gradient_sum(self, g: Tensor) -> Tensor:
         return channel_moment_sum(g, groups=1)
 
     def gradient_totals(self, g: Tensor) -> Tensor:
-        return _total(g.flatten(2), 2).unsqueeze(1)
+        return _channel_totals(g, groups=1)
 
 
-def _total(values: Tensor, dim: int) -> Tensor:
-    """Sum over a dimension, in float32 at least."""
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return values.sum(dim=dim, dtype=dtype)
+def _row_totals(values: Tensor) -> Tensor:
+    """Σ over positions of ``values`` [N, T…, d], shape [N, 1, d], in float32 at least."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.reshape(len(values), 1, -1, values.shape[-1]).sum(dim=2, dtype=dtype)
+
+
+def _channel_totals(values: Tensor, groups: int) -> Tensor:
+    """Σ over positions of ``values`` [N, C, …], shape [N, G, C/G], in float32 at least."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.flatten(2).sum(dim=2, dtype=dtype).unflatten(1, (groups, -1))
 
 
 def channel_moment_sum(values: Tensor, groups: int) -> Tensor:

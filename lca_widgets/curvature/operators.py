@@ -45,8 +45,8 @@ class CurvatureOperator:
     `lca_widgets.curvature.lanczos` do this by themselves. A loader is gone through for every
     product, and must yield the same batches each time.
 
-    Nothing is changed: the model's buffers, the parameters' ``.grad`` and the random state are bit
-    for bit the same after a product, or the ``with`` block, as before it.
+    Nothing is changed: the buffers of the model and the loss, the parameters' ``.grad`` and the
+    random state are bit for bit the same after a product, or the ``with`` block, as before it.
 
     Attributes:
         parameters: The parameters by qualified name, in the order of registration.
@@ -59,6 +59,7 @@ class CurvatureOperator:
     def __init__(
         self,
         model: nn.Module,
+        loss_fn: LossFunction,
         data: Any,
         linearise: Callable[[_Batch], _Linearised],
         layers: Collection[str] | None,
@@ -71,6 +72,7 @@ class CurvatureOperator:
         self.dtype = functools.reduce(torch.promote_types, (t.dtype for t in self._tensors))
         self.device = self._tensors[0].device
         self._model = model
+        self._loss_fn = loss_fn
         self._data = data
         self._linearise = linearise
         self._kept: tuple[_Linearised, int] | None = None
@@ -85,7 +87,7 @@ class CurvatureOperator:
         """Keep the graph from the first product on."""
         # Buffers are put back at the very end: writing to them would invalidate the graph.
         if self._depth == 0:
-            self._context.enter_context(undisturbed(self._model))
+            self._context.enter_context(undisturbed(self._model, self._loss_fn))
         self._depth += 1
         return self
 
@@ -129,7 +131,9 @@ class CurvatureOperator:
             linearised, n = self._only_batch()
             return _flat(linearised.product(pieces)).div_(n)
         total, samples = torch.zeros((), device=self.device), 0
-        with undisturbed(self._model):  # every product starts from the same random state
+        with undisturbed(
+            self._model, self._loss_fn
+        ):  # every product starts from the same random state
             for number, (inputs, target) in enumerate(batches(self._data, self._model)):
                 linearised, n = self._forward(inputs, target, number)
                 total = total + _flat(linearised.product(pieces))
@@ -210,7 +214,7 @@ def hessian(
         slope = _pull([loss], batch.parameters, [torch.ones_like(loss)], create_graph=True)
         return _Linearised(functools.partial(_pull, slope, batch.parameters), slope)
 
-    return CurvatureOperator(model, data, linearise, layers)
+    return CurvatureOperator(model, loss_fn, data, linearise, layers)
 
 
 def ggn(
@@ -253,7 +257,7 @@ def ggn(
         slope = _pull([loss], [leaf], [torch.ones_like(loss)], create_graph=True)
         return _Linearised(_sandwich(batch, functools.partial(_pull, slope, [leaf])))
 
-    return CurvatureOperator(model, data, linearise, layers)
+    return CurvatureOperator(model, loss_fn, data, linearise, layers)
 
 
 def fisher(
@@ -312,7 +316,7 @@ def fisher(
         stacked = torch.stack([column.flatten(1) for column in columns])  # [columns, N, outputs]
         return _Linearised(_sandwich(batch, functools.partial(_second_moment, stacked)))
 
-    return CurvatureOperator(model, data, linearise, layers)
+    return CurvatureOperator(model, loss_fn, data, linearise, layers)
 
 
 def _second_moment(columns: Tensor, vectors: Tensors) -> Tensors:

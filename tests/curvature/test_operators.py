@@ -570,3 +570,23 @@ def test_only_the_hessian_takes_outputs_that_are_no_tensor(make):
     assert dense(hessian(model, loss, (x, y), reduction="mean")).any()
     with pytest.raises(TypeError, match="model must return one tensor, got tuple"):
         make(model, loss, (x, y)) @ torch.ones(15)
+
+
+def test_the_buffers_of_a_loss_are_put_back():
+    class Centred(nn.Module):
+        """Keeps a running mean of what it has seen, as self-distillation losses do."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("centre", torch.zeros(()))
+
+        def forward(self, output, target):
+            self.centre.add_(output.detach().mean())
+            return nn.functional.cross_entropy(output, target)
+
+    loss, model = Centred(), nn.Linear(3, 2)
+    data = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    for make in (hessian, ggn, fisher):
+        operator = make(model, loss, data)
+        operator @ torch.ones(operator.dimension)
+    assert loss.centre == 0
