@@ -17,7 +17,9 @@ from lca_widgets.curvature.lanczos import (
     top_eigenvalues,
     trace,
 )
+from lca_widgets.curvature.measurement import LayerMeasurement, ModelMeasurement, measure
 from lca_widgets.curvature.operators import CurvatureOperator, fisher, ggn, hessian
+from lca_widgets.curvature.rectifiers import UnitActivity
 from lca_widgets.curvature.sampling import (
     Interval,
     Intervals,
@@ -36,6 +38,7 @@ from lca_widgets.curvature.spectrum import (
     one_thread,
     row_spectrum,
 )
+from lca_widgets.curvature.weights import WeightNorms
 
 __all__ = [
     "BlockComparison",
@@ -50,12 +53,16 @@ __all__ = [
     "KroneckerSpectrum",
     "LayerCall",
     "LayerFactors",
+    "LayerMeasurement",
     "LayerSpectra",
+    "ModelMeasurement",
     "NotConverged",
     "SampleWarning",
     "SpectralDensity",
     "Spectrum",
     "TraceEstimate",
+    "UnitActivity",
+    "WeightNorms",
     "compare_blocks",
     "exact_blocks",
     "fisher",
@@ -66,6 +73,7 @@ __all__ = [
     "kronecker_factors",
     "largest_eigenvalues",
     "layer_spectra",
+    "measure",
     "moment_spectra",
     "one_thread",
     "row_spectrum",

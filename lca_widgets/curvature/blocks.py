@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lca_widgets.curvature.capture import (
+    Convolution,
     ForwardPass,
     Layer,
     LayerCall,
+    linear_sizes,
     supported_layers,
     uncovered_layers,
 )
@@ -122,13 +124,11 @@ def exact_blocks(
         >>> [round(value, 5) for value in blocks.network.eigenvalues.tolist()]  # E[2 x xᵀ]
         [4.0, 1.0]
     """
-    gradients = {
-        name: _LayerGradients(layer, bias)
-        for name, layer in supported_layers(model, layers).items()
-    }
+    found = supported_layers(model, layers)
     labels = Labels(loss_fn, fisher, reduction, seed)
-    _require_own_weights(gradients, model)
-    with undisturbed(model, loss_fn):
+    with undisturbed(model, loss_fn):  # a parametrised weight may change buffers when looked at
+        gradients = {name: _LayerGradients(layer, bias) for name, layer in found.items()}
+        _require_own_weights(gradients, model)
         given = list(batches(batch, model))
         if len(given) != 1:
             raise ValueError(
@@ -205,9 +205,9 @@ def _require_own_weights(layers: Collection[str], model: nn.Module) -> None:
 
 
 def _outputs_per_group(layer: Layer) -> int:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels // layer.groups
+    if isinstance(layer, Convolution):
+        return layer.out_channels // layer.groups
+    return linear_sizes(layer)[1]
 
 
 class _LayerGradients:
@@ -218,7 +218,7 @@ class _LayerGradients:
         self.dimension = layer.weight.numel()
         self.cut = 0.0  # relative size of rounding noise
         self.calls: list[LayerCall] = []
-        self._geometry = None if isinstance(layer, nn.Linear) else ConvGeometry.of(layer)
+        self._geometry = ConvGeometry.of(layer) if isinstance(layer, Convolution) else None
         self._columns: list[list[Tensor]] = [[]]
         self._constant = False
         if bias and layer.bias is not None:

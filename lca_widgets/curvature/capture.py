@@ -14,9 +14,12 @@ from torch.utils.hooks import RemovableHandle
 __all__ = [
     "Capture",
     "ForwardPass",
+    "Hook",
     "Layer",
     "LayerCall",
+    "linear_sizes",
     "measuring",
+    "stored_transposed",
     "supported_layers",
     "tensors_in",
     "uncovered_layers",
@@ -50,7 +53,7 @@ class LayerCall:
 
     Attributes:
         name: The layer's qualified name.
-        layer: The module.
+        layer: The module; what is no convolution is linear.
         input: Its input x, detached, shape ``[N, …, d_in]`` or ``[N, C_in, …]``.
         output: Its output h, with its graph.
         forward_pass: The call of the model that it belongs to.
@@ -65,7 +68,8 @@ class LayerCall:
     @property
     def refusal(self) -> str | None:
         """Why the call cannot be measured, if it cannot."""
-        own = 1 if isinstance(self.layer, nn.Linear) else 1 + len(self.layer.kernel_size)
+        layer = self.layer
+        own = 1 + len(layer.kernel_size) if isinstance(layer, Convolution) else 1
         shape, n = tuple(self.input.shape), self.forward_pass.samples
         # [1, d] may also be the one row that an expert is given, and [1, N, d] a sequence of one.
         shared = len(shape) > 2 and shape[0] == 1 < n and n not in shape[1:]
@@ -76,6 +80,8 @@ class LayerCall:
 
 def supported_layers(model: nn.Module, layers: Collection[str] | None = None) -> dict[str, Layer]:
     """Return the linear and convolution layers of ``model`` by name, in the order of registration.
+
+    The ``Conv1D`` of transformers' GPT-2, a linear layer whose weight is stored transposed, is one.
 
     Args:
         model: Any module.
@@ -94,18 +100,36 @@ def supported_layers(model: nn.Module, layers: Collection[str] | None = None) ->
         raise TypeError(f"layers must be a collection of names, got the string {layers!r}")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("model has lazy parameters: run a forward pass before measuring it")
-    found = {name: m for name, m in model.named_modules() if isinstance(m, Layer)}
+    found: dict[str, Any] = {name: m for name, m in model.named_modules() if _is_layer(m)}
     if not found:
         raise ValueError(
             f"model has no linear or convolution layer to measure: {type(model).__name__}"
         )
     if layers is None:
         return found
+    if not layers:
+        raise ValueError("layers must name at least one layer, got none; layers=None takes all")
     if unknown := set(layers) - set(found):
         raise ValueError(
             f"layers must be among {', '.join(map(repr, found))}; got {sorted(unknown)}"
         )
     return {name: module for name, module in found.items() if name in layers}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, Layer) or stored_transposed(module)
+
+
+def stored_transposed(module: nn.Module) -> bool:
+    """Whether it is transformers' ``Conv1D``: h = Wᵀ x + b with a weight ``[d_in, d_out]``."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def linear_sizes(layer: Any) -> tuple[int, int]:
+    """Return d_in and d_out of a linear layer; asking its weight may run a parametrisation."""
+    if stored_transposed(layer):
+        return layer.nx, layer.nf
+    return layer.in_features, layer.out_features
 
 
 def uncovered_layers(model: nn.Module) -> dict[str, str]:
@@ -124,7 +148,7 @@ def uncovered_layers(model: nn.Module) -> dict[str, str]:
 
 def _outside_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """All modules that are no supported layer nor inside one (a parametrised weight)."""
-    if isinstance(module, Layer):
+    if _is_layer(module):
         return
     yield name, module
     for child_name, child in module.named_children():
@@ -146,7 +170,9 @@ class Capture:
 
     While it is open, ``on_call`` receives a `LayerCall` after each layer's forward; if it returns
     a tensor, that replaces the layer's output. Read the tensors inside the callback, do not write
-    to them. A deep copy or a pickle of the model takes no part.
+    to them. A deep copy or a pickle of the model takes no part. Instead of the context, who has
+    hooks of their own on the model brackets chosen passes with `begin` and `end`, and ends with
+    `detach`: between them nothing is on the layers.
 
     Args:
         model: The module to watch.
@@ -173,30 +199,47 @@ class Capture:
 
     def __enter__(self) -> Capture:
         """Put the hooks on."""
-        enter, leave = _Hook(self._enter_model), _Hook(self._leave_model)
+        enter, leave = Hook(self._enter_model), Hook(self._leave_model)
         self._handles.append(self._model.register_forward_pre_hook(enter, with_kwargs=True))
-        for name, module in self.layers.items():
-            hook = _Hook(self._call, name)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        self._attach()
         self._handles.append(self._model.register_forward_hook(leave, always_call=True))
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Take every hook off, whatever happened inside."""
+        self.detach()
+
+    def begin(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Hand over the calls of the forward pass that follows, of these arguments."""
+        if not self._handles:
+            self._attach()
+        first = next((t for t in tensors_in([args, kwargs]) if t.dim()), None)
+        self._forward_pass = None if first is None else ForwardPass(len(first))
+        self._last_pass = self._forward_pass
+
+    def end(self) -> None:
+        """The forward pass is over; layers that its backward pass calls again belong to it."""
+        self._forward_pass = None
+
+    def detach(self) -> None:
+        """Take every hook off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._forward_pass = None
 
+    def _attach(self) -> None:
+        for name, module in self.layers.items():
+            hook = Hook(self._call, name)
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
     def _enter_model(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         if module is self._model:
-            first = next((t for t in tensors_in([args, kwargs]) if t.dim()), None)
-            self._forward_pass = None if first is None else ForwardPass(len(first))
-            self._last_pass = self._forward_pass
+            self.begin(args, kwargs)
 
     def _leave_model(self, module: nn.Module, *_: object) -> None:
         if module is self._model:
-            self._forward_pass = None
+            self.end()
 
     def _call(
         self, name: str, module: Layer, args: Any, kwargs: Mapping[str, Any], output: Tensor
@@ -216,7 +259,7 @@ class Capture:
         return ForwardPass(entries)
 
 
-class _Hook:
+class Hook:
     """A hook that turns into an idle one where the model is copied or pickled."""
 
     def __init__(self, method: Callable[..., Tensor | None], *names: str) -> None:
@@ -224,6 +267,7 @@ class _Hook:
         self._names = names
 
     def __call__(self, *args: Any) -> Any:
+        """Do what it is there for."""
         return self._method(*self._names, *args)
 
     def __reduce__(self) -> tuple[type[_IdleHook], tuple[()]]:

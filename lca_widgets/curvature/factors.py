@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,8 +29,10 @@ from lca_widgets.curvature.moments import (
     scaled,
     scaling,
     second_moment_sum,
+    sum_dtype,
 )
 from lca_widgets.curvature.passes import (
+    Companion,
     Labels,
     batches,
     by_sample,
@@ -61,6 +64,11 @@ class LayerFactors:
             1e-12 for float64, 1e-6 for float32, 1e-7 for a float32 linear layer of up to 64 inputs
             and outputs, whose products are taken in float64.
         kind: The layer's class, ``"Linear"`` or ``"Conv2d"``, say.
+        rows: Number of vectors behind Σ_x: samples times positions and calls; samples for "reduce".
+        input_mean: m_x = E[x], shape ``[d_in]`` or ``[G, d_in]``, where ``means`` were asked for:
+            the centred moment is Σ_x − m_x m_xᵀ.
+        grad_mean: m_g, √T times the mean of g over samples and their T positions, so that the
+            centred moment is Σ_g − m_g m_gᵀ; ``None`` for an expectation over all labels.
         parts: The same of ``K`` disjoint parts of the samples, where they were asked for.
     """
 
@@ -70,6 +78,9 @@ class LayerFactors:
     n: int
     cut: float
     kind: str = "Linear"
+    rows: int = 0
+    input_mean: Tensor | None = None
+    grad_mean: Tensor | None = None
     parts: tuple[LayerFactors, ...] = ()
 
 
@@ -87,18 +98,21 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class _Convention:
+class Convention:
     """What `FactorCapture` and `kronecker_factors` are asked to sum."""
 
     conv: Conv
     sharing: Sharing
     bias: bool
     parts: int
+    means: bool
 
     def __post_init__(self) -> None:
         require_one_of("conv", self.conv, get_args(Conv))
         require_one_of("sharing", self.sharing, get_args(Sharing))
         require_integer("parts", self.parts, low=1)
+        if self.means and (self.sharing == "reduce" or self.parts > 1):
+            raise ValueError("means=True is for sharing='expand' with parts=1")
 
 
 def kronecker_factors(
@@ -113,6 +127,7 @@ def kronecker_factors(
     reduction: Reduction | None = None,
     layers: Collection[str] | None = None,
     parts: int = 1,
+    means: bool = False,
     seed: int = 0,
 ) -> Factors:
     """Measure Σ_x and Σ_g of every linear and convolution layer, by passes of its own.
@@ -153,6 +168,7 @@ def kronecker_factors(
         layers: Names of the layers to measure; ``None`` measures all.
         parts: Into how many parts each batch's samples are divided, whose factors come as well
             (for the sampling error; each needs memory of its own).
+        means: Whether the means come as well, for centred spectra.
         seed: Draws the labels of ``"sampled"``.
 
     Returns:
@@ -162,7 +178,8 @@ def kronecker_factors(
         TypeError: an argument of the wrong type; another Fisher than the empirical, and a model
             that does not return a tensor.
         ValueError: an unknown option, layer or reduction; a model without layers to measure; no
-            batch; batch sizes that differ; no layer on the way from the input to the loss.
+            batch; batch sizes that differ; no layer on the way from the input to the loss; means
+            of "reduce" or of parts.
 
     Source:
         Huang et al. (2020): uncentred moments of per-sample quantities. Patches, the expectation
@@ -176,17 +193,31 @@ def kronecker_factors(
         >>> [tuple(layer.input_moment.shape) for layer in factors.layers]
         [(27, 27), (16, 16)]
     """
-    convention = _Convention(conv, sharing, bias, parts)
+    convention = Convention(conv, sharing, bias, parts, means)
+    labels = Labels(loss_fn, fisher, reduction, seed)
+    return measured_factors(model, data, labels, convention, layers)
+
+
+def measured_factors(
+    model: nn.Module,
+    data: Any,
+    labels: Labels,
+    convention: Convention,
+    layers: Collection[str] | None,
+    companion: Companion | None = None,
+) -> Factors:
+    """Measure as `kronecker_factors` does, with a companion that looks at the passes too."""
     sums = _sums(model, layers, convention)
     skipped = uncovered_layers(model) if layers is None else {}
-    labels = Labels(loss_fn, fisher, reduction, seed)
-    with undisturbed(model, loss_fn):
+    with undisturbed(model, labels.loss_fn):
         for inputs, target in batches(data, model):
-            measure_batch(model, inputs, target, labels, sums)
-    layers_measured = _taken(sums, skipped)
-    if not layers_measured:
+            measure_batch(model, inputs, target, labels, sums, companion)
+    measured = _taken(sums, skipped)
+    if not measured:
         raise nothing_measured(sums)
-    return Factors(layers_measured, skipped)
+    if labels.several:
+        measured = [replace(layer, grad_mean=None) for layer in measured]
+    return Factors(measured, skipped)
 
 
 class FactorCapture:
@@ -198,10 +229,9 @@ class FactorCapture:
     for a mean loss and ∂L/∂h_nt for a summed one, N the size of the batch: the first dimension of
     the model's first tensor argument.
 
-    The gradient counts as it arrives, in the first backward pass over a graph: a loss that was
-    multiplied (by a gradient scaler) or divided (by a number of accumulation steps) makes Σ_g
-    larger or smaller by the square of that, and a model called twice for one loss has each call's
-    samples counted.
+    The gradient counts as it arrives, in the first backward pass over a graph. For a loss that was
+    multiplied (by a gradient scaler) or divided (by a number of accumulation steps) tell `take`
+    by what. A model called twice for one loss has each call's samples counted.
 
     Args:
         model: The module to watch.
@@ -209,10 +239,13 @@ class FactorCapture:
         conv: ``"patch"`` or ``"pixel"``.
         sharing: ``"expand"``, or ``"reduce"``, which keeps each batch's vectors until `take`.
         bias: Append the constant 1 to the inputs of layers that have a bias.
+        means: Whether the means come as well, for centred spectra.
         layers: Names of the layers to watch; ``None`` watches all.
+        on_call: Receives each call, those that reentrant checkpointing will repeat included.
 
     Raises:
-        ValueError: an unknown option or layer, or a model without layers to measure.
+        ValueError: an unknown option or layer, a model without layers to measure, or means of
+            "reduce".
         RuntimeError: `take` without a completed forward and backward pass.
 
     Example:
@@ -233,12 +266,15 @@ class FactorCapture:
         conv: Conv = "patch",
         sharing: Sharing = "expand",
         bias: bool = False,
+        means: bool = False,
         layers: Collection[str] | None = None,
+        on_call: Callable[[LayerCall], None] | None = None,
     ) -> None:
         require_one_of("reduction", reduction, get_args(Reduction))
         self._reduction = reduction
         self._capture = Capture(model, self._on_call, layers=layers)
-        self._sums = _sums(model, layers, _Convention(conv, sharing, bias, parts=1))
+        self._sums = _sums(model, layers, Convention(conv, sharing, bias, 1, means))
+        self._on_measured = on_call
         self._uncovered = uncovered_layers(model) if layers is None else {}
         self._session = object()  # a gradient that arrives after __exit__ belongs to none
         self.skipped: dict[str, str] = {}
@@ -254,30 +290,57 @@ class FactorCapture:
         self._session = object()
         self._capture.__exit__(*exception)
 
-    def take(self) -> list[LayerFactors]:
+    def begin_pass(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Watch the forward pass that follows; see `Capture.begin`."""
+        self._capture.begin(args, kwargs)
+
+    def end_pass(self) -> None:
+        """Say that it is over; its gradients may still come."""
+        self._capture.end()
+
+    def detach(self) -> None:
+        """Take the hooks off the layers; gradients of the passes so far may still come."""
+        self._capture.detach()
+
+    def take(self, loss_scale: float = 1.0) -> list[LayerFactors]:
         """Return the factors of every batch whose backward pass ended since the last call.
 
         A batch counts with its number of samples, so that the result over several batches is the
         mean of theirs, weighted by N. Layers that no gradient reached, and modules that have no
         factors, are named in ``skipped`` with the reason.
+
+        Args:
+            loss_scale: What every loss was multiplied with before its backward pass, not zero:
+                Σ_g is divided by the square of it.
         """
         skipped = dict(self._uncovered)
         for sums in self._sums.values():
             sums.end_column()  # what "reduce" has totalled
-        if not any(sums.samples for sums in self._sums.values()):
+        if not self.has_samples:
             raise RuntimeError(
                 "run a forward and a backward pass inside the context before take(); no gradient "
                 f"came from {', '.join(map(repr, self._sums))}"
             )
         factors = _taken(self._sums, skipped)
         self.skipped = skipped
+        self.discard()
+        return factors if loss_scale == 1 else [_unscaled(layer, loss_scale) for layer in factors]
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether a backward pass has come to any layer since the last `take`."""
+        return any(sums.samples for sums in self._sums.values())
+
+    def discard(self) -> None:
+        """Forget every batch since the last `take`."""
         for sums in self._sums.values():
             sums.reset()
-        return factors
 
     def _on_call(self, call: LayerCall) -> None:
         if measuring.get():
             return
+        if self._on_measured and not call.refusal:
+            self._on_measured(call)
         sums = self._sums[call.name]
         if call.refusal or not call.output.requires_grad:
             sums.unmeasured = call.refusal or (
@@ -309,22 +372,46 @@ class _Part:
 
     input: Tensor | None = None
     gradient: Tensor | None = None
+    input_total: Tensor | None = None
+    gradient_total: Tensor | None = None
     rows: int = 0
+    gradient_rows: int = 0
     samples: int = 0
 
-    def add_input(self, moment_sum: Tensor, rows: int) -> None:
+    def add_input(self, moment_sum: Tensor, rows: int, total: Tensor | None = None) -> None:
         self.input = _plus(self.input, moment_sum)
         self.rows += rows
+        if total is not None:
+            self.input_total = _plus(self.input_total, total)
 
-    def add_gradient(self, moment_sum: Tensor) -> None:
+    def add_gradient(self, moment_sum: Tensor, rows: int = 0, total: Tensor | None = None) -> None:
         self.gradient = _plus(self.gradient, moment_sum)
+        self.gradient_rows += rows
+        if total is not None:
+            self.gradient_total = _plus(self.gradient_total, total)
 
-    def moments(self, gradients_per_sample: float) -> tuple[Tensor, Tensor, int]:
-        """Turn the sums into Σ_x and Σ_g; return them and the number of samples."""
+    def factors(
+        self, name: str, kind: str, cut: float, gradients_per_sample: float
+    ) -> LayerFactors:
+        """Divide the sums by their numbers, in place: they are used up."""
         assert self.input is not None
         assert self.gradient is not None
-        self.gradient.mul_(gradients_per_sample / self.samples)
-        return _squeeze(self.input.div_(self.rows)), _squeeze(self.gradient), self.samples
+        share = gradients_per_sample / self.samples
+        input_mean = grad_mean = None
+        if self.input_total is not None and self.gradient_total is not None:
+            input_mean = _squeeze(self.input_total / self.rows)
+            grad_mean = _squeeze(self.gradient_total * math.sqrt(share / self.gradient_rows))
+        return LayerFactors(
+            name,
+            _squeeze(self.input.div_(self.rows)),
+            _squeeze(self.gradient.mul_(share)),
+            self.samples,
+            cut,
+            kind,
+            self.rows,
+            input_mean,
+            grad_mean,
+        )
 
 
 @dataclass
@@ -339,7 +426,7 @@ class _Totals:
 class _LayerSums:
     """Running sums of one layer over batches."""
 
-    def __init__(self, name: str, layer: Layer, convention: _Convention) -> None:
+    def __init__(self, name: str, layer: Layer, convention: Convention) -> None:
         self.name = name
         self.kind = type(layer).__name__
         self.unmeasured = "was not called as a module in the forward pass"
@@ -347,6 +434,7 @@ class _LayerSums:
         self._reduce = convention.sharing == "reduce"
         self._constant = convention.bias and layer.bias is not None
         self._count = convention.parts
+        self._means = convention.means
         self._cut = 0.0
         self.reset()
 
@@ -371,7 +459,12 @@ class _LayerSums:
             totals = by_sample(self._moments.input_totals(x, positions), n, self.name).sum(dim=1)
             return partial(self._hold, call.forward_pass, totals, self._moments.rows(x, positions))
         sums = [
-            (k, self._input_sum(chunk, positions), self._moments.rows(chunk, positions))
+            (
+                k,
+                self._input_sum(chunk, positions),
+                self._moments.rows(chunk, positions),
+                self._input_total(chunk, positions) if self._means else None,
+            )
             for k, chunk in self._split(x, n)
         ]
         outputs = call.output.shape[0] * positions.numel()
@@ -388,7 +481,12 @@ class _LayerSums:
             return
         for k, chunk in self._split(g, n):
             moment_sum = self._moments.gradient_sum(chunk)
-            self._parts[k].add_gradient(moment_sum if scale == 1 else moment_sum.mul_(scale**2))
+            total = self._gradient_total(chunk) * scale if self._means else None
+            self._parts[k].add_gradient(
+                moment_sum if scale == 1 else moment_sum.mul_(scale**2),
+                self._moments.gradient_rows(chunk),
+                total,
+            )
 
     def end_column(self) -> None:
         """Take the products of what "reduce" has totalled, for one column of labels."""
@@ -418,22 +516,20 @@ class _LayerSums:
         """Divide the sums by their numbers, in place: they are used up."""
         parts = [part for part in self._parts if part.rows]
         by_position = self._moments.positions_are_samples and not self._reduce
-        moments = [
-            part.moments(self._outputs / self.samples if by_position else 1) for part in parts
-        ]
-        results = [
-            LayerFactors(self.name, input_moment, grad_moment, n, self._cut, self.kind)
-            for input_moment, grad_moment, n in moments
-        ]
-        return results[0] if self._count == 1 else _joined(results, [part.rows for part in parts])
+        per_sample = self._outputs / self.samples if by_position else 1
+        results = [part.factors(self.name, self.kind, self._cut, per_sample) for part in parts]
+        return results[0] if self._count == 1 else _joined(results)
 
     def _add_input(
-        self, forward_pass: ForwardPass, sums: list[tuple[int, Tensor, int]], outputs: int
+        self,
+        forward_pass: ForwardPass,
+        sums: list[tuple[int, Tensor, int, Tensor | None]],
+        outputs: int,
     ) -> None:
         self._enter(forward_pass)
         self._outputs += outputs
-        for k, moment_sum, rows in sums:
-            self._parts[k].add_input(moment_sum, rows)
+        for k, moment_sum, rows, total in sums:
+            self._parts[k].add_input(moment_sum, rows, total)
 
     def _hold(self, forward_pass: ForwardPass, totals: Tensor, rows: int) -> None:
         self._enter(forward_pass)
@@ -452,15 +548,27 @@ class _LayerSums:
         moment_sum = self._moments.input_sum(x, positions)
         if not self._constant:
             return moment_sum
-        total = self._moments.input_totals(x, positions).to(moment_sum.dtype).sum(dim=0)
-        ones = total.new_full((len(total), 1, 1), self._moments.rows(x, positions))
-        return torch.cat(
-            [
-                torch.cat([moment_sum, total.unsqueeze(2)], dim=2),
-                torch.cat([total.unsqueeze(1), ones], dim=2),
-            ],
-            dim=1,
-        )
+        total = self._input_total(x, positions).unsqueeze(2)  # its last entry is the ones'
+        return torch.cat([torch.cat([moment_sum, total[:, :-1].mT], dim=1), total], dim=2)
+
+    def _input_total(self, x: Tensor, positions: torch.Size) -> Tensor:
+        """Σ x over samples and positions, shape ``[G, d_in]``, the constants' sum appended."""
+        total = self._moments.input_totals(self._over_samples(x), positions)[0]
+        total = total.to(sum_dtype(x.device))
+        if not self._constant:
+            return total
+        ones = total.new_full((len(total), 1), self._moments.rows(x, positions))
+        return torch.cat([total, ones], dim=1)
+
+    def _gradient_total(self, g: Tensor) -> Tensor:
+        """Σ g over samples and positions, shape ``[G, d_out]``."""
+        return self._moments.gradient_totals(self._over_samples(g))[0].to(sum_dtype(g.device))
+
+    def _over_samples(self, values: Tensor) -> Tensor:
+        """Σ_n, kept as one sample: the sums over positions are linear, and cheap for one."""
+        least = sum_dtype(values.device) if self._moments.wide else torch.float32
+        dtype = torch.promote_types(values.dtype, least)
+        return values.sum(dim=0, keepdim=True, dtype=dtype)
 
     def _split(self, values: Tensor, n: int) -> list[tuple[int, Tensor]]:
         """Divide the n samples of ``values`` among the parts; the empty ones are left out."""
@@ -480,15 +588,28 @@ class _LayerSums:
         return [share for share in shares if share[1] < share[2]]
 
 
-def _joined(parts: list[LayerFactors], rows: list[int]) -> LayerFactors:
+def _joined(parts: list[LayerFactors]) -> LayerFactors:
     """The factors of all samples from those of their parts."""
-    n = sum(part.n for part in parts)
-    inputs = sum(
-        (part.input_moment * (r / sum(rows)) for part, r in zip(parts, rows, strict=True)),
-        torch.zeros(()),
-    )
+    n, rows = sum(part.n for part in parts), sum(part.rows for part in parts)
+    inputs = sum((part.input_moment * (part.rows / rows) for part in parts), torch.zeros(()))
     gradients = sum((part.grad_moment * (part.n / n) for part in parts), torch.zeros(()))
-    return replace(parts[0], input_moment=inputs, grad_moment=gradients, n=n, parts=tuple(parts))
+    return replace(
+        parts[0],
+        input_moment=inputs,
+        grad_moment=gradients,
+        n=n,
+        rows=rows,
+        parts=tuple(parts),
+    )
+
+
+def _unscaled(factors: LayerFactors, loss_scale: float) -> LayerFactors:
+    mean = factors.grad_mean
+    return replace(
+        factors,
+        grad_moment=factors.grad_moment / loss_scale**2,
+        grad_mean=None if mean is None else mean / loss_scale,
+    )
 
 
 def _plus(total: Tensor | None, new: Tensor) -> Tensor:
@@ -510,7 +631,7 @@ def _group_moment_sum(rows: Tensor) -> Tensor:
 
 
 def _sums(
-    model: nn.Module, layers: Collection[str] | None, convention: _Convention
+    model: nn.Module, layers: Collection[str] | None, convention: Convention
 ) -> dict[str, _LayerSums]:
     return {
         name: _LayerSums(name, layer, convention)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from lca_widgets.curvature.capture import Convolution, Layer
+from lca_widgets.curvature.capture import Convolution, Layer, linear_sizes
 from lca_widgets.curvature.moments import (
     channels_multiplied_wide,
     rows_multiplied_wide,
@@ -46,6 +46,9 @@ class LayerMoments(Protocol):
     def gradient_totals(self, g: Tensor) -> Tensor:
         """Return Σ_t g_nt, shape ``[N, G, d_out]``."""
 
+    def gradient_rows(self, g: Tensor) -> int:
+        """Return the number N·T of vectors g_nt."""
+
     @property
     def wide(self) -> bool:
         """Whether all products are taken in float64, also of float32 values."""
@@ -57,7 +60,7 @@ class LayerMoments(Protocol):
 
 def layer_moments(layer: Layer, conv: Conv) -> LayerMoments:
     """Return what ``layer`` adds up, convolutions by patches or by pixels."""
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, Convolution):
         return _Linear(layer)
     return _Patches(layer) if conv == "patch" else _Pixels()
 
@@ -68,7 +71,7 @@ class _Linear:
     positions_are_samples = False
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.wide = rows_multiplied_wide(max(layer.in_features, layer.out_features))
+        self.wide = rows_multiplied_wide(max(linear_sizes(layer)))
 
     def rows(self, x: Tensor, positions: torch.Size) -> int:
         return x.shape[:-1].numel()
@@ -84,6 +87,9 @@ class _Linear:
 
     def gradient_totals(self, g: Tensor) -> Tensor:
         return _row_totals(g)
+
+    def gradient_rows(self, g: Tensor) -> int:
+        return g.shape[:-1].numel()
 
 
 class _Patches:
@@ -110,6 +116,9 @@ class _Patches:
     def gradient_totals(self, g: Tensor) -> Tensor:
         return _channel_totals(g, self._geometry.groups)
 
+    def gradient_rows(self, g: Tensor) -> int:
+        return len(g) * g.shape[2:].numel()
+
 
 class _Pixels:
     """x of shape [N, C_in, …]: the channels at each position are a vector; groups are not seen."""
@@ -131,6 +140,9 @@ class _Pixels:
 
     def gradient_totals(self, g: Tensor) -> Tensor:
         return _channel_totals(g, groups=1)
+
+    def gradient_rows(self, g: Tensor) -> int:
+        return len(g) * g.shape[2:].numel()
 
 
 def _row_totals(values: Tensor) -> Tensor:

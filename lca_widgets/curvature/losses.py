@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -202,15 +203,21 @@ def _fitting_reductions(
     loss_fn: LossFunction, output: Any, target: Any, loss: Tensor
 ) -> list[Reduction]:
     """The reductions that the gradients of a batch's halves agree with; empty: cannot be told."""
-    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.dim():
+    leaves = _output_leaves(output)
+    if not leaves or not isinstance(target, Tensor) or not target.dim():
         return []
-    n, half = len(output), len(output) // 2
-    leaf = output.detach().requires_grad_()
-    parts = [slice(None), slice(None, half), slice(half, None)]
+    n, half = len(target), len(target) // 2
+
+    def gradients(part: slice) -> Tensor:
+        outputs = {key: leaf[part] for key, leaf in leaves.items()}
+        loss = loss_fn(_with(output, outputs), target[part])
+        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in found])
+
     try:
-        whole, *halves = (torch.autograd.grad(loss_fn(leaf[p], target[p]), leaf)[0] for p in parts)
-    except (IndexError, RuntimeError, ValueError):  # one that takes whole batches only
-        return []
+        whole, *halves = map(gradients, (slice(None), slice(None, half), slice(half, None)))
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return []  # one that takes whole batches only
     if not whole.isfinite().all():
         return ["mean", "sum"]
     weights: dict[Reduction, tuple[float, float]] = {
@@ -223,6 +230,26 @@ def _fitting_reductions(
         for name, (a, b) in weights.items()
         if (a * halves[0] + b * halves[1] - whole).abs().max() <= close
     ]
+
+
+def _output_leaves(output: Any) -> dict[Any, Tensor]:
+    """The output, or its entries, that a loss can be differentiated by, detached; by their key."""
+    entries = output if isinstance(output, Mapping) else {None: output}
+    return {
+        key: value.detach().requires_grad_()
+        for key, value in entries.items()
+        if isinstance(value, Tensor) and value.dim() and value.is_floating_point()
+    }
+
+
+def _with(output: Any, entries: Mapping[Any, Tensor]) -> Any:
+    """The output with other entries; a mapping such as those of transformers stays of its kind."""
+    if not isinstance(output, Mapping):
+        return entries[None]
+    changed: Any = copy.copy(output)
+    for key, value in entries.items():
+        changed[key] = value
+    return changed
 
 
 def _softmax_columns(

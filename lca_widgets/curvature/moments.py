@@ -66,9 +66,9 @@ def exact_products(device: torch.device) -> Iterator[None]:
     """Multiply in the operands' own precision, without a graph, whatever the caller has set.
 
     Autocast would multiply in half precision, and TF32 (or bfloat16 on a CPU) would stand in for
-    float32.
+    float32. Modes that look at every function (one that follows units, say) see none of these.
     """
-    with torch.no_grad(), ExitStack() as settings:
+    with torch.no_grad(), torch._C.DisableTorchFunction(), ExitStack() as settings:
         if torch.is_autocast_enabled(device.type):
             settings.enter_context(torch.autocast(device.type, enabled=False))
         if _float32_precision() != "highest":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, get_args
 
 import torch
@@ -14,7 +14,14 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn.utils.rnn import PackedSequence
 
 from lca_widgets._checks import require_one_of
-from lca_widgets.curvature.capture import Capture, ForwardPass, LayerCall, measuring, tensors_in
+from lca_widgets.curvature.capture import (
+    Capture,
+    Convolution,
+    ForwardPass,
+    LayerCall,
+    measuring,
+    tensors_in,
+)
 from lca_widgets.curvature.losses import (
     Fisher,
     LossFunction,
@@ -25,6 +32,7 @@ from lca_widgets.curvature.losses import (
 from lca_widgets.curvature.moments import exact_products
 
 __all__ = [
+    "Companion",
     "Labels",
     "Observer",
     "batches",
@@ -154,24 +162,47 @@ class Observer(Protocol):
         """All gradients of the batch have come."""
 
 
+class Companion(AbstractContextManager[object], Protocol):
+    """What looks at whole passes beside the layers' observers, open during the model's forward."""
+
+    def layer_called(self, call: LayerCall) -> None:
+        """Look at a call."""
+
+    def weights(self) -> list[Tensor]:
+        """Return those of which the loss's gradient is wanted, after the forward pass."""
+
+    def end_batch(self, loss: Tensor, gradients: Sequence[Tensor | None], samples: int) -> None:
+        """Take in Σ_n l_n of the batch, and its gradients with respect to those weights."""
+
+
 class Labels:
-    """Whose labels' gradients a measurement takes: the columns to seed backward passes with."""
+    """Whose labels' gradients a measurement takes: the columns to seed backward passes with.
+
+    Attributes:
+        several: Whether a batch takes more than one backward pass.
+        of_outputs: Whether these begin at the model's outputs, and not at the loss.
+    """
 
     def __init__(
         self, loss_fn: LossFunction, fisher: Fisher, reduction: Reduction | None, seed: int
     ) -> None:
         require_one_of("fisher", fisher, get_args(Fisher))
-        self._loss_fn = loss_fn
+        self.loss_fn = loss_fn
         self._fisher: Fisher = fisher
         self._reduction = reduction
         self._seed = seed
         self._generator: torch.Generator | None = None
         self.several = fisher == "exact"
+        self.of_outputs = fisher != "empirical"
+
+    def loss(self, output: Any, target: Any, n: int) -> Tensor:
+        """Return Σ_n l_n of the data's labels."""
+        return summed_loss(self.loss_fn, output, target, n, self._reduction)
 
     def columns(self, output: Any, target: Any, n: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield what to differentiate, and with which weights."""
         if self._fisher == "empirical":
-            yield summed_loss(self._loss_fn, output, target, n, self._reduction), None
+            yield self.loss(output, target, n), None
             return
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -181,7 +212,7 @@ class Labels:
         if self._generator is None:
             self._generator = torch.Generator(output.device).manual_seed(self._seed)
         for column in output_gradients(
-            self._loss_fn,
+            self.loss_fn,
             output,
             target,
             fisher=self._fisher,
@@ -192,7 +223,12 @@ class Labels:
 
 
 def measure_batch(
-    model: nn.Module, inputs: Any, target: Any, labels: Labels, observers: Mapping[str, Observer]
+    model: nn.Module,
+    inputs: Any,
+    target: Any,
+    labels: Labels,
+    observers: Mapping[str, Observer],
+    companion: Companion | None = None,
 ) -> int:
     """Run one forward pass and the backward passes over it, observed; its graph ends with this.
 
@@ -204,22 +240,28 @@ def measure_batch(
     """
     _keep_freed_memory()
     forward_pass = ForwardPass(samples_in(inputs, target))
-    output, edges = _forward(model, inputs, forward_pass, observers)
+    attention = _Attention()
+    output, edges = _forward(model, inputs, forward_pass, observers, companion, attention)
     if not edges:
         raise nothing_measured(observers)
     last = _last_reached(edges)
-    for root, column in labels.columns(output, target, forward_pass.samples):
-        if not root.requires_grad:
-            raise ValueError(
-                "no layer to measure lies between the model's input and the loss: the output needs "
-                "no gradient (a model that detaches it cannot be measured)"
-            )
-        torch.autograd.grad(root, last, column, retain_graph=labels.several, allow_unused=True)
+    samples = forward_pass.samples
+    if companion and labels.of_outputs:
+        loss = labels.loss(output, target, samples)
+        with attention.paused():
+            _tell(companion, loss, _gradients(loss, companion.weights(), keep=True), samples)
+    told = companion if not labels.of_outputs else None
+    for root, column in labels.columns(output, target, samples):
+        weights = told.weights() if told else []
+        gradients = _gradients(root, [*last, *weights], column, keep=labels.several)
+        if told:
+            _tell(told, root, gradients[len(last) :], samples)
+        del gradients
         for observer in observers.values():
             observer.end_column()
     for observer in observers.values():
         observer.end_batch()
-    return forward_pass.samples
+    return samples
 
 
 def nothing_measured(observers: Mapping[str, Observer]) -> ValueError:
@@ -239,8 +281,50 @@ def _keep_freed_memory() -> None:
     torch.empty(2**25 - 2**13, dtype=torch.uint8)
 
 
+@dataclass
+class _Attention:
+    """Whether the observers take in the gradients that come to the layers' outputs."""
+
+    on: bool = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.on = False
+        yield
+        self.on = True
+
+
+def _gradients(
+    root: Tensor,
+    of: Sequence[Any],  # tensors, or edges of the graph
+    column: Tensor | None = None,
+    *,
+    keep: bool,
+) -> Sequence[Tensor | None]:
+    if not root.requires_grad:
+        raise ValueError(
+            "no layer to measure lies between the model's input and the loss: the output needs no "
+            "gradient (a model that detaches it cannot be measured)"
+        )
+    if not of:
+        return []
+    return torch.autograd.grad(root, of, column, retain_graph=keep, allow_unused=True)
+
+
+def _tell(
+    companion: Companion, loss: Tensor, gradients: Sequence[Tensor | None], samples: int
+) -> None:
+    with exact_products(loss.device):
+        companion.end_batch(loss.detach(), gradients, samples)
+
+
 def _forward(
-    model: nn.Module, inputs: Any, forward_pass: ForwardPass, observers: Mapping[str, Observer]
+    model: nn.Module,
+    inputs: Any,
+    forward_pass: ForwardPass,
+    observers: Mapping[str, Observer],
+    companion: Companion | None,
+    attention: _Attention,
 ) -> tuple[Any, list[GradientEdge]]:
     """Run the model once, so that a backward pass shows each call's output gradient.
 
@@ -263,9 +347,14 @@ def _forward(
             output = replacement = output.detach().requires_grad_().clone()
         observer.unmeasured = "the loss does not depend on its output"
         with exact_products(output.device):
-            pending = [observer.measured(replace(call, forward_pass=forward_pass))]
+            call = replace(call, forward_pass=forward_pass, output=output)
+            pending = [observer.measured(call)]
+        if companion:
+            companion.layer_called(call)
 
         def receive(gradient: Tensor) -> None:
+            if not attention.on:
+                return
             with exact_products(gradient.device):
                 while pending:
                     pending.pop()()
@@ -276,7 +365,7 @@ def _forward(
         edges.append(get_gradient_edge(output))
         return replacement
 
-    with Capture(model, on_call, layers=observers):
+    with Capture(model, on_call, layers=observers), companion or nullcontext():
         return run(model, inputs), edges
 
 
@@ -339,7 +428,7 @@ def require_samples_first(call: LayerCall) -> None:
         ValueError: another dimension than the first has as many entries as there are samples.
     """
     n, shape = call.forward_pass.samples, tuple(call.input.shape)
-    if isinstance(call.layer, nn.Linear) and shape[0] != n and n in shape[1:-1]:
+    if not isinstance(call.layer, Convolution) and shape[0] != n and n in shape[1:-1]:
         raise ValueError(
             f"layer {call.name!r} got an input of shape {shape} for {n} samples: they must come "
             "first; sharing='expand' with parts=1 does not need to know"

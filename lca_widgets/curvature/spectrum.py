@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -375,12 +376,17 @@ class LayerSpectra:
         grad: Spectrum of Σ_g, d_out eigenvalues, or G·d_out.
         groups: Eigenvalues of a grouped convolution's Σ_x and Σ_g, group by group: shapes
             ``[G, d_in]`` and ``[G, d_out]``; ``None`` for other layers.
+        input_centred: Spectrum of the centred moment Σ_x − m_x m_xᵀ, where means were asked for.
+            What is below the cut of Σ_x itself is rounding noise here too.
+        grad_centred: Spectrum of Σ_g − m_g m_gᵀ, likewise.
     """
 
     name: str
     input: Spectrum
     grad: Spectrum
     groups: tuple[Tensor, Tensor] | None = None
+    input_centred: Spectrum | None = None
+    grad_centred: Spectrum | None = None
 
     @cached_property
     def kronecker(self) -> KroneckerSpectrum:
@@ -408,18 +414,46 @@ def layer_spectra(factors: Sequence[LayerFactors]) -> list[LayerSpectra]:
         >>> layer.kronecker.lambda_max
         6.0
     """
-    moments = [moment for layer in factors for moment in (layer.input_moment, layer.grad_moment)]
-    values = _eigenvalues(moments, [layer.cut for layer in factors for _ in range(2)])
+    moments = [m for layer in factors for m in (layer.input_moment, layer.grad_moment)]
+    means = [m for layer in factors for m in (layer.input_mean, layer.grad_mean)]
+    cuts = [layer.cut for layer in factors for _ in range(2)]
+    shifted = {k: _centred(moments[k], mean) for k, mean in enumerate(means) if mean is not None}
+    values = _eigenvalues([*moments, *shifted.values()], [*cuts, *(0.0 for _ in shifted)])
+    centred = {
+        k: _union(_floored(rest, cuts[k] * values[k][..., :1]))
+        for k, rest in zip(shifted, values[len(moments) :], strict=True)
+    }
     return [
-        _layer_spectra(layer, left, right)
-        for layer, left, right in zip(factors, values[::2], values[1::2], strict=True)
+        _layer_spectra(layer, values[k], values[k + 1], centred.get(k), centred.get(k + 1))
+        for layer, k in zip(factors, range(0, len(moments), 2), strict=True)
     ]
 
 
-def _layer_spectra(layer: LayerFactors, left: Tensor, right: Tensor) -> LayerSpectra:
-    groups = (left, right) if left.dim() == 2 else None
-    x, g = (Spectrum._of_sorted(_union(values), layer.n) for values in (left, right))
-    return LayerSpectra(layer.name, x, g, groups)
+def _centred(moment: Tensor, mean: Tensor) -> Tensor:
+    return moment - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+
+
+def _floored(values: Tensor, floor: Tensor) -> Tensor:
+    """Replace eigenvalues [..., d] below the absolute ``floor`` [..., 1] by zeros."""
+    return values.masked_fill(values < floor, 0)
+
+
+def _layer_spectra(
+    layer: LayerFactors,
+    left: Tensor,
+    right: Tensor,
+    left_centred: Tensor | None,
+    right_centred: Tensor | None,
+) -> LayerSpectra:
+    n = layer.n
+    return LayerSpectra(
+        layer.name,
+        Spectrum._of_sorted(_union(left), n),
+        Spectrum._of_sorted(_union(right), n),
+        (left, right) if left.dim() == 2 else None,
+        None if left_centred is None else Spectrum._of_sorted(left_centred, n),
+        None if right_centred is None else Spectrum._of_sorted(right_centred, n),
+    )
 
 
 def _union(groups: Tensor) -> Tensor:
@@ -510,33 +544,41 @@ def _eigenvalues(moments: Sequence[Tensor], cuts: Sequence[float]) -> list[Tenso
     for position, moment in enumerate(moments):
         alike[moment.shape, moment.device].append(position)
     found: dict[int, Tensor] = {}
+    workers = torch.get_num_threads()
     with one_thread():
         for positions in alike.values():
-            values = _decompose([moments[position] for position in positions])
+            values = _decompose([moments[position] for position in positions], workers)
             relative = values.new_tensor([cuts[position] for position in positions])
             values = cut_off(values, relative.reshape(-1, *[1] * (values.dim() - 1)))
             found.update(zip(positions, values, strict=True))
-    return _to_cpu([found[position] for position in range(len(moments))])
+    return to_cpu([found[position] for position in range(len(moments))])
 
 
-def _decompose(moments: Sequence[Tensor]) -> Tensor:
+def _decompose(moments: Sequence[Tensor], workers: int) -> Tensor:
     """Eigenvalues [b, …, d] of b moments […, d, d] of one shape, NaN where one is not finite."""
     shape, device = moments[0].shape, moments[0].device
     if shape[-1] >= STACKED_SIZE and device.type == "cpu":
-        rows = [
-            _decompose_one(to_float64(matrix))
-            for moment in moments
-            for matrix in moment.reshape(-1, *shape[-2:])
-        ]
-        return torch.stack(rows).reshape(-1, *shape[:-1])
+        matrices = [matrix for moment in moments for matrix in moment.reshape(-1, *shape[-2:])]
+        return torch.stack(_decompose_each(matrices, workers)).reshape(-1, *shape[:-1])
     stacked = to_float64(torch.stack(list(moments)))
     finite = stacked.isfinite().all(dim=-1).all(dim=-1)
     safe = stacked.where(finite[..., None, None], 0)  # LAPACK raises on NaN
     return torch.linalg.eigvalsh(safe).where(finite[..., None], math.nan).flip(-1)
 
 
+def _decompose_each(matrices: Sequence[Tensor], workers: int) -> list[Tensor]:
+    """Eigenvalues of each matrix; several at a time, where torch is given several threads."""
+    workers = min(workers, len(matrices))
+    if workers == 1:
+        return [_decompose_one(matrix) for matrix in matrices]
+    # One thread a matrix: LAPACK gains nothing from more for one, but the matrices are independent.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(_decompose_one, matrices))
+
+
 def _decompose_one(matrix: Tensor) -> Tensor:
     """Eigenvalues [d] of one matrix on the CPU, without the rows that are zero (dead units)."""
+    matrix = to_float64(matrix)
     low, high = matrix.aminmax()  # NaN if any entry is
     if not (low.isfinite() and high.isfinite()):
         return matrix.new_full((len(matrix),), math.nan)
@@ -588,7 +630,7 @@ def largest_eigenvalues(moments: Sequence[Tensor]) -> list[float]:
     """
     large = [position for position, m in enumerate(moments) if m.shape[-1] >= KRYLOV_SIZE]
     with one_thread():
-        pairs = _to_cpu([_ritz(moments[position]) for position in large])
+        pairs = to_cpu([_ritz(moments[position]) for position in large])
     found = {
         position: values.max().item()
         for position, (values, residuals) in zip(large, pairs, strict=True)
@@ -642,8 +684,8 @@ def _top_pair(projected: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     return values[:, -1], (length * vectors[:, -1, -1].abs()).where(finite, math.nan)
 
 
-def _to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Move float64 tensors to the CPU, in one transfer a device."""
+def to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Move tensors of one type to the CPU, in one transfer a device."""
     moved = list(tensors)
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
         there = [position for position, tensor in enumerate(tensors) if tensor.device == device]

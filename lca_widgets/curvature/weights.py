@@ -1,0 +1,155 @@
+"""The size of each layer's weight, and of the loss's gradient with respect to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.utils.parametrize import is_parametrized
+
+from lca_widgets.curvature.capture import Convolution, Layer, LayerCall, stored_transposed
+from lca_widgets.curvature.distributed import mean_gradients
+from lca_widgets.curvature.moments import exact_products, second_moment_sum, sum_dtype
+from lca_widgets.curvature.passes import undisturbed
+from lca_widgets.curvature.spectrum import largest_eigenvalues, to_cpu
+
+__all__ = ["WeightCapture", "WeightNorms"]
+
+
+@dataclass(frozen=True)
+class WeightNorms:
+    """The size of one layer's weight W, as the matrix that its input vectors are multiplied with.
+
+    Attributes:
+        sigma: σ_max(W), the largest singular value; of a grouped convolution that of all groups.
+        norm: ‖W‖, the Frobenius norm.
+        grad_sigma: σ_max(∂L/∂W), L the loss averaged over the samples; NaN where the weight gets
+            no gradient of its own: frozen, computed by a parametrisation, or not reached.
+    """
+
+    sigma: float
+    norm: float
+    grad_sigma: float
+
+
+class WeightCapture:
+    """Takes the weights of the layers that are called, and the gradients that come to them.
+
+    The weight counts as it is at the layer's first call since the last `take`. A weight that
+    several layers share gets one gradient, of all its uses.
+
+    Args:
+        hooked: Whether to take the gradients from the backward passes of a training, as they come
+            to the weights; otherwise they are handed to `add_gradient`.
+    """
+
+    def __init__(self, *, hooked: bool) -> None:
+        self._hooked = hooked
+        self._grams: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._shapes: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._gradients: dict[int, Tensor] = {}
+        self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
+
+    def layer_called(self, call: LayerCall) -> None:
+        """Take in the weight of a layer, at its first call."""
+        name, layer = call.name, call.layer
+        if name in self._grams:
+            return
+        weight = _weight(layer)
+        with exact_products(weight.device):
+            self._grams[name] = _smaller_gram(_matrices(layer, weight.detach()))
+        if not weight.requires_grad or is_parametrized(layer, "weight"):
+            return
+        self._weights[name] = weight
+        self._shapes[name] = lambda gradient: _matrices(layer, gradient)
+        if self._hooked and id(weight) not in self._handles:
+            self._handles[id(weight)] = weight.register_hook(
+                lambda gradient: self.add_gradient(weight, gradient)
+            )
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The different weights that a gradient can come to, in the order of their first call."""
+        return list({id(weight): weight for weight in self._weights.values()}.values())
+
+    def add_gradient(self, weight: Tensor, gradient: Tensor) -> None:
+        """Add a gradient that came to one of `weights`."""
+        before = self._gradients.get(id(weight))
+        # A copy: autograd makes the tensor itself ``.grad``, which a gradient scaler divides.
+        self._gradients[id(weight)] = gradient.clone() if before is None else before + gradient
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the sum of the gradients so far, for each layer whose weight got one."""
+        return {
+            name: self._gradients[id(weight)]
+            for name, weight in self._weights.items()
+            if id(weight) in self._gradients
+        }
+
+    def average(self, device: torch.device, group: ProcessGroup) -> None:
+        """Replace the gradients by their means over the processes of a training."""
+        for name, gradient in mean_gradients(self.gradients(), device, group).items():
+            self._gradients[id(self._weights[name])] = gradient
+
+    def take(self, scale: float = 1.0) -> dict[str, WeightNorms]:
+        """Return the sizes of every layer that was called, and start afresh.
+
+        Args:
+            scale: What the gradients' sum is to be multiplied with to be ∂L/∂W.
+        """
+        gradients = {}
+        for name, gradient in self.gradients().items():
+            with exact_products(gradient.device):
+                gradients[name] = _smaller_gram(self._shapes[name](gradient))
+        largest = largest_eigenvalues([*self._grams.values(), *gradients.values()])
+        sigmas = [math.sqrt(max(value, 0.0)) for value in largest]  # NaN stays NaN
+        traces = [gram.diagonal(dim1=-2, dim2=-1).sum() for gram in self._grams.values()]
+        norms = [trace.double().sqrt().item() for trace in to_cpu(traces)]
+        of_gradients = dict(zip(gradients, sigmas[len(norms) :], strict=True))
+        result = {
+            name: WeightNorms(sigma, norm, of_gradients.get(name, math.nan) * abs(scale))
+            for name, sigma, norm in zip(self._grams, sigmas, norms, strict=False)
+        }
+        self.discard()
+        return result
+
+    def discard(self) -> None:
+        """Forget everything since the last `take`, and take the hooks off."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._grams.clear()
+        self._weights.clear()
+        self._shapes.clear()
+        self._gradients.clear()
+        self._handles.clear()
+
+
+def _weight(layer: Layer) -> Tensor:
+    if not is_parametrized(layer, "weight"):
+        return layer.weight
+    with undisturbed(layer):  # spectral normalisation iterates when its weight is asked for
+        return layer.weight
+
+
+def _matrices(layer: Layer, weight: Tensor) -> Tensor:
+    """Return W, one matrix a group, shape ``[G, d_out/G, d_in/G·k·k]``."""
+    if not isinstance(layer, Convolution):
+        return (weight.mT if stored_transposed(layer) else weight).unsqueeze(0)
+    by_group = weight.unflatten(0, (layer.groups, -1))
+    if layer.transposed:  # their weight is [C_in, C_out/G, …]
+        by_group = by_group.transpose(1, 2)
+    return by_group.flatten(2)
+
+
+def _smaller_gram(matrices: Tensor) -> Tensor:
+    """Return W Wᵀ or Wᵀ W, the smaller of the two, ``[d, d]`` or ``[G, d, d]``."""
+    rows = matrices if matrices.shape[1] > matrices.shape[2] else matrices.mT
+    if len(rows) == 1:
+        return second_moment_sum(rows[0])
+    wide = rows.to(sum_dtype(rows.device))
+    return wide.mT @ wide
