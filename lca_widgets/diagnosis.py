@@ -1,4 +1,4 @@
-"""What is to be seen in a measurement, in words."""
+"""What is wrong with a model, and what is to be seen in a measurement, in words."""
 
 from __future__ import annotations
 
@@ -6,44 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lca_widgets.records import LayerRecord, Measurement
+from lca_widgets.rules import FLAT_FACTOR, Finding, factor_per_layer, findings
 
-__all__ = ["describe_magnitude", "factor_per_layer", "magnitude_factors"]
-
-# Over 20 layers a factor of 1.2 adds up to 40, which a reader sees as a slope on a log axis.
-FLAT_FACTOR = 1.2
-
-
-def factor_per_layer(values: Sequence[float]) -> float:
-    """Return the factor by which a positive quantity changes from one layer to the next.
-
-    The slope b of the least-squares line ln v_k = a + b·k, as e^b: 1/6 means that every layer
-    divides by six.
-
-    Args:
-        values: One value a layer, v_1 … v_K. Entries that are zero, negative or not finite (a
-            vanished or diverged layer) take no part.
-
-    Returns:
-        A factor ≥ 0, 0 or infinite beyond the range of a float; NaN where fewer than two entries
-        are left.
-
-    Source:
-        derived.
-
-    Example:
-        >>> round(factor_per_layer([8.0, 4.0, 2.0, 1.0]), 3)
-        0.5
-    """
-    points = [(k, math.log(v)) for k, v in enumerate(values) if v > 0 and math.isfinite(v)]
-    if len(points) < 2:
-        return math.nan
-    mean_k = sum(k for k, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    covariance = sum((k - mean_k) * (y - mean_y) for k, y in points)
-    try:
-        return math.exp(covariance / sum((k - mean_k) ** 2 for k, _ in points))
-    except OverflowError:
-        return math.inf
+__all__ = ["Finding", "describe_magnitude", "factor_per_layer", "findings", "magnitude_factors"]
 
 
 def magnitude_factors(measurement: Measurement) -> tuple[float, float]:

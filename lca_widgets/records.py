@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
-from lca_widgets.curvature import LayerSpectra
+from lca_widgets.curvature import LayerMeasurement, LayerSpectra
 from lca_widgets.training import StepRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LayerRecord", "Measurement", "layer_records", "layer_table", "step_table"]
+__all__ = [
+    "LayerRecord",
+    "LayerReport",
+    "Measurement",
+    "Report",
+    "layer_records",
+    "layer_reports",
+    "layer_table",
+    "report_table",
+    "step_table",
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,66 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class LayerReport(LayerRecord):
+    """One layer at one step, with its weight, its units and the centred moments beside the rest.
+
+    Attributes:
+        kind: The layer's class, ``"Linear"`` or ``"Conv2d"``, say.
+        rows: Vectors behind Σ_x: samples times positions.
+        kappa50: κ_50 of Σ_x ⊗ Σ_g.
+        lambda_max_x_centred: λ_max of Σ_x − E[x] E[x]ᵀ.
+        kappa50_x_centred: Its κ_50.
+        lambda_max_g_centred: λ_max of Σ_g less the part of the mean gradient; NaN where there is no
+            mean (an expectation over all labels).
+        kappa50_g_centred: Its κ_50.
+        weight_sigma: σ_max(W), the largest singular value of the weight as a matrix.
+        weight_norm: ‖W‖, its Frobenius norm.
+        grad_sigma: σ_max(∂L/∂W), L the mean loss; NaN for a weight that gets no gradient.
+        domination: σ_max(∂L/∂W) / σ_max(W); the weight dominates where it is far below one.
+        sensitivity: σ_max(W)·σ_max(∂L/∂W), which no rescaling of a normalised layer changes, in the
+            loss's unit: turning W by a small part ε of itself changes the loss by up to ε times it.
+        dying: Share of the units that the rectifier behind the layer sets to zero for every sample
+            and position; NaN where none follows.
+        full: Share of the units that it lets pass for every sample and position; NaN likewise.
+        zero_inputs: Inputs that are zero in every row.
+        constant_inputs: Inputs that have the same value, not zero, in every row.
+        groups: Blocks on the diagonal of Σ_x and Σ_g, those of a grouped convolution's patches;
+            ``d_in`` and ``d_out`` count all of them together.
+    """
+
+    kind: str
+    rows: int
+    kappa50: float
+    lambda_max_x_centred: float
+    kappa50_x_centred: float
+    lambda_max_g_centred: float
+    kappa50_g_centred: float
+    weight_sigma: float
+    weight_norm: float
+    grad_sigma: float
+    domination: float
+    sensitivity: float
+    dying: float
+    full: float
+    zero_inputs: int
+    constant_inputs: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """One analysis of a model: every measured layer at one step.
+
+    Attributes:
+        step: Updates made before it; 0 for a model that was analysed once.
+        layers: One entry a layer, in the order in which the model first called them.
+    """
+
+    step: int
+    layers: tuple[LayerReport, ...]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One step of a training run, with every layer's curvature at it.
 
@@ -68,14 +139,19 @@ def layer_records(spectra: Sequence[LayerSpectra]) -> tuple[LayerRecord, ...]:
     return tuple(_layer_record(k, layer) for k, layer in enumerate(spectra, start=1))
 
 
+def layer_reports(measurements: Sequence[LayerMeasurement]) -> tuple[LayerReport, ...]:
+    """Reduce measurements, in the order of the layers, to records of plain numbers."""
+    return tuple(_layer_report(k, layer) for k, layer in enumerate(measurements, start=1))
+
+
 def layer_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
     """Return a tidy table: ``step``, then the fields of `LayerRecord`; one row a layer and step."""
-    import pandas as pd
+    return _layer_rows(((m.training.step, m.layers) for m in measurements), LayerRecord)
 
-    return pd.DataFrame(
-        [{"step": m.training.step} | asdict(layer) for m in measurements for layer in m.layers],
-        columns=["step", *(field.name for field in fields(LayerRecord))],
-    )
+
+def report_table(reports: Iterable[Report]) -> pd.DataFrame:
+    """Return a tidy table: ``step``, then the fields of `LayerReport`; one row a layer and step."""
+    return _layer_rows(((report.step, report.layers) for report in reports), LayerReport)
 
 
 def step_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
@@ -85,6 +161,17 @@ def step_table(measurements: Iterable[Measurement]) -> pd.DataFrame:
     return pd.DataFrame(
         [asdict(m.training) for m in measurements],
         columns=[field.name for field in fields(StepRecord)],
+    )
+
+
+def _layer_rows(
+    steps: Iterable[tuple[int, Sequence[LayerRecord]]], kind: type[LayerRecord]
+) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        [{"step": step} | asdict(layer) for step, layers in steps for layer in layers],
+        columns=["step", *(field.name for field in fields(kind))],
     )
 
 
@@ -103,4 +190,31 @@ def _layer_record(position: int, layer: LayerSpectra) -> LayerRecord:
         d_out=layer.grad.dimension,
         n=layer.input.n,
         diverged=layer.input.diverged or layer.grad.diverged,
+    )
+
+
+def _layer_report(position: int, layer: LayerMeasurement) -> LayerReport:
+    spectra, weight = layer.spectra, layer.weight
+    x, g = spectra.input_centred, spectra.grad_centred
+    record = _layer_record(position, spectra)
+    units = None if record.diverged else layer.units
+    return LayerReport(
+        **asdict(record),
+        kind=layer.kind,
+        rows=layer.rows,
+        groups=1 if spectra.groups is None else len(spectra.groups[0]),
+        kappa50=spectra.kronecker.kappa(0.5),
+        lambda_max_x_centred=x.lambda_max if x else math.nan,
+        kappa50_x_centred=x.kappa(0.5) if x else math.nan,
+        lambda_max_g_centred=g.lambda_max if g else math.nan,
+        kappa50_g_centred=g.kappa(0.5) if g else math.nan,
+        weight_sigma=weight.sigma,
+        weight_norm=weight.norm,
+        grad_sigma=weight.grad_sigma,
+        domination=weight.grad_sigma / weight.sigma if weight.sigma else math.nan,
+        sensitivity=weight.grad_sigma * weight.sigma,
+        dying=units.dying if units else math.nan,
+        full=units.full if units else math.nan,
+        zero_inputs=layer.zero_inputs,
+        constant_inputs=layer.constant_inputs,
     )
