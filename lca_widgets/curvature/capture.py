@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
@@ -17,8 +19,11 @@ __all__ = [
     "Hook",
     "Layer",
     "LayerCall",
+    "backward_pass",
+    "is_layer",
     "linear_sizes",
     "measuring",
+    "samples_of",
     "stored_transposed",
     "supported_layers",
     "tensors_in",
@@ -41,7 +46,7 @@ class ForwardPass:
 
     Attributes:
         samples: Number of samples N: the first dimension of the first tensor among the
-            model's arguments (or within one).
+            model's arguments (or within one), or the number of sequences of a packed one.
     """
 
     samples: int
@@ -71,6 +76,10 @@ class LayerCall:
         layer = self.layer
         own = 1 + len(layer.kernel_size) if isinstance(layer, Convolution) else 1
         shape, n = tuple(self.input.shape), self.forward_pass.samples
+        if self.input.is_complex() or self.output.is_complex():
+            return "works on complex numbers"
+        if isinstance(layer, Convolution) and not self.input.numel():
+            return "got an empty batch"
         # [1, d] may also be the one row that an expert is given, and [1, N, d] a sequence of one.
         shared = len(shape) > 2 and shape[0] == 1 < n and n not in shape[1:]
         if len(shape) > own and not shared:
@@ -100,7 +109,7 @@ def supported_layers(model: nn.Module, layers: Collection[str] | None = None) ->
         raise TypeError(f"layers must be a collection of names, got the string {layers!r}")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("model has lazy parameters: run a forward pass before measuring it")
-    found: dict[str, Any] = {name: m for name, m in model.named_modules() if _is_layer(m)}
+    found = {name: m for name, m in model.named_modules() if is_layer(m)}
     if not found:
         raise ValueError(
             f"model has no linear or convolution layer to measure: {type(model).__name__}"
@@ -116,11 +125,12 @@ def supported_layers(model: nn.Module, layers: Collection[str] | None = None) ->
     return {name: module for name, module in found.items() if name in layers}
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module | None) -> TypeGuard[Layer]:
+    """Whether a module is a linear or convolution layer, transformers' ``Conv1D`` included."""
     return isinstance(module, Layer) or stored_transposed(module)
 
 
-def stored_transposed(module: nn.Module) -> bool:
+def stored_transposed(module: nn.Module | None) -> bool:
     """Whether it is transformers' ``Conv1D``: h = Wᵀ x + b with a weight ``[d_in, d_out]``."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
 
@@ -148,7 +158,7 @@ def uncovered_layers(model: nn.Module) -> dict[str, str]:
 
 def _outside_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """All modules that are no supported layer nor inside one (a parametrised weight)."""
-    if _is_layer(module):
+    if is_layer(module):
         return
     yield name, module
     for child_name, child in module.named_children():
@@ -163,6 +173,24 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield from (tensor for part in value.values() for tensor in tensors_in(part))
     elif isinstance(value, tuple | list):
         yield from (tensor for part in value for tensor in tensors_in(part))
+
+
+def samples_of(arguments: Any) -> int | None:
+    """Return the first dimension of the first tensor, or the sequences of a packed one, in order.
+
+    Example:
+        >>> samples_of([[torch.tensor(0.5)], {"x": torch.zeros(6, 2)}])
+        6
+    """
+    if isinstance(arguments, PackedSequence):
+        return int(arguments.batch_sizes[0])
+    if isinstance(arguments, Tensor):
+        return len(arguments) if arguments.dim() else None
+    if isinstance(arguments, Mapping):
+        arguments = list(arguments.values())
+    if isinstance(arguments, tuple | list):
+        return next((n for part in arguments if (n := samples_of(part)) is not None), None)
+    return None
 
 
 class Capture:
@@ -196,6 +224,8 @@ class Capture:
         self._handles: list[RemovableHandle] = []
         self._forward_pass: ForwardPass | None = None
         self._last_pass: ForwardPass | None = None
+        self._bracketed = False
+        self._in_pass = False
 
     def __enter__(self) -> Capture:
         """Put the hooks on."""
@@ -210,23 +240,30 @@ class Capture:
         self.detach()
 
     def begin(self, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Hand over the calls of the forward pass that follows, of these arguments."""
+        """Hand over the calls of the forward pass that follows, of these arguments.
+
+        After `end`, those that its backward pass makes (checkpointing) still are, others are not.
+        """
         if not self._handles:
+            self._bracketed = True
             self._attach()
-        first = next((t for t in tensors_in([args, kwargs]) if t.dim()), None)
-        self._forward_pass = None if first is None else ForwardPass(len(first))
+        samples = samples_of([args, kwargs])
+        self._forward_pass = None if samples is None else ForwardPass(samples)
         self._last_pass = self._forward_pass
+        self._in_pass = True
 
     def end(self) -> None:
         """The forward pass is over; layers that its backward pass calls again belong to it."""
         self._forward_pass = None
+        self._in_pass = False
 
     def detach(self) -> None:
         """Take every hook off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._forward_pass = None
+        self._bracketed = False
+        self.end()
 
     def _attach(self) -> None:
         for name, module in self.layers.items():
@@ -247,6 +284,8 @@ class Capture:
         # A replica of the model may carry this hook along; it is not ours to measure.
         if module is not self.layers[name]:
             return None
+        if self._bracketed and not self._in_pass and backward_pass() is None:
+            return None
         x = args[0] if args else next(iter(kwargs.values()))
         forward_pass = self._forward_pass or self._outside(len(x) if x.dim() else 1)
         return self._on_call(LayerCall(name, module, x.detach(), output, forward_pass))
@@ -259,12 +298,19 @@ class Capture:
         return ForwardPass(entries)
 
 
+def backward_pass() -> int | None:
+    """Return a number of the backward pass that is running in this thread, if one is."""
+    number = torch._C._current_graph_task_id()
+    return None if number == -1 else number
+
+
 class Hook:
     """A hook that turns into an idle one where the model is copied or pickled."""
 
     def __init__(self, method: Callable[..., Tensor | None], *names: str) -> None:
         self._method = method
         self._names = names
+        self.__name__ = "hook"  # which torch.jit asks for
 
     def __call__(self, *args: Any) -> Any:
         """Do what it is there for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from lca_widgets.curvature.factors import LayerFactors
 from lca_widgets.curvature.moments import sum_dtype
 from lca_widgets.curvature.rectifiers import UnitActivity
 
-__all__ = ["mean_gradients", "reduce_activity", "reduce_factors"]
+__all__ = ["joint_order", "mean_over_processes", "reduce_activity", "reduce_factors"]
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -37,7 +37,8 @@ def reduce_factors(
     """
     sums = {}
     for layer in factors:
-        sums[layer.name, "counts"] = torch.tensor([layer.rows, layer.n], dtype=torch.float64)
+        counts = [layer.n, layer.rows, layer.grad_rows]
+        sums[layer.name, "counts"] = torch.tensor(counts, dtype=torch.float64)
         sums[layer.name, "input_moment"] = layer.input_moment * layer.rows
         sums[layer.name, "grad_moment"] = layer.grad_moment * layer.n
         if layer.input_mean is not None:
@@ -53,18 +54,19 @@ def reduce_factors(
 def _factors_of(
     name: str, kind: str, cut: float, totals: Mapping[tuple[str, str], Tensor]
 ) -> LayerFactors:
-    rows, n = (int(count) for count in totals[name, "counts"])
+    n, rows, grad_rows = (int(count) for count in totals[name, "counts"])
     input_mean, grad_mean = totals.get((name, "input_mean")), totals.get((name, "grad_mean"))
     return LayerFactors(
-        name,
-        totals[name, "input_moment"] / rows,
-        totals[name, "grad_moment"] / n,
-        n,
-        cut,
-        kind,
-        rows,
-        None if input_mean is None else input_mean / rows,
-        None if grad_mean is None else grad_mean / n,
+        name=name,
+        input_moment=totals[name, "input_moment"] / rows,
+        grad_moment=totals[name, "grad_moment"] / n,
+        n=n,
+        cut=cut,
+        kind=kind,
+        rows=rows,
+        grad_rows=grad_rows,
+        input_mean=None if input_mean is None else input_mean / rows,
+        grad_mean=None if grad_mean is None else grad_mean / n,
     )
 
 
@@ -85,12 +87,17 @@ def reduce_activity(
     }
 
 
-def mean_gradients(
-    gradients: Mapping[str, Tensor], device: torch.device, group: ProcessGroup | None = None
+def mean_over_processes(
+    tensors: Mapping[str, Tensor], device: torch.device, group: ProcessGroup | None = None
 ) -> dict[str, Tensor]:
-    """Return the mean over the processes of the gradients of their batches' losses."""
+    """Return the means of the tensors of one name; one that a process lacks is zero there."""
     world = get_world_size(group)
-    return {name: total / world for name, total in _summed(gradients, device, group).items()}
+    return {name: total / world for name, total in _summed(tensors, device, group).items()}
+
+
+def joint_order(names: Iterable[str], group: ProcessGroup | None = None) -> list[str]:
+    """Return the names of all processes in one order: the first's, then what others have more."""
+    return list(_gathered(dict.fromkeys(names, 0), group))
 
 
 def _summed(

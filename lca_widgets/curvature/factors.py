@@ -65,6 +65,7 @@ class LayerFactors:
             and outputs, whose products are taken in float64.
         kind: The layer's class, ``"Linear"`` or ``"Conv2d"``, say.
         rows: Number of vectors behind Σ_x: samples times positions and calls; samples for "reduce".
+        grad_rows: The same behind Σ_g, times the columns of labels.
         input_mean: m_x = E[x], shape ``[d_in]`` or ``[G, d_in]``, where ``means`` were asked for:
             the centred moment is Σ_x − m_x m_xᵀ.
         grad_mean: m_g, √T times the mean of g over samples and their T positions, so that the
@@ -79,6 +80,7 @@ class LayerFactors:
     cut: float
     kind: str = "Linear"
     rows: int = 0
+    grad_rows: int = 0
     input_mean: Tensor | None = None
     grad_mean: Tensor | None = None
     parts: tuple[LayerFactors, ...] = ()
@@ -242,6 +244,7 @@ class FactorCapture:
         means: Whether the means come as well, for centred spectra.
         layers: Names of the layers to watch; ``None`` watches all.
         on_call: Receives each call, those that reentrant checkpointing will repeat included.
+        takes: Says, when a gradient comes, whether it counts; one that does not is waited for.
 
     Raises:
         ValueError: an unknown option or layer, a model without layers to measure, or means of
@@ -269,12 +272,14 @@ class FactorCapture:
         means: bool = False,
         layers: Collection[str] | None = None,
         on_call: Callable[[LayerCall], None] | None = None,
+        takes: Callable[[], bool] = lambda: True,
     ) -> None:
         require_one_of("reduction", reduction, get_args(Reduction))
         self._reduction = reduction
         self._capture = Capture(model, self._on_call, layers=layers)
         self._sums = _sums(model, layers, Convention(conv, sharing, bias, 1, means))
         self._on_measured = on_call
+        self._takes = takes
         self._uncovered = uncovered_layers(model) if layers is None else {}
         self._session = object()  # a gradient that arrives after __exit__ belongs to none
         self.skipped: dict[str, str] = {}
@@ -356,7 +361,8 @@ class FactorCapture:
             pending = [sums.measured(call)]
 
         def receive(gradient: Tensor) -> None:
-            if pending and session is self._session:  # once, and not after the context was left
+            # Once, and not after the context was left.
+            if pending and session is self._session and self._takes():
                 scale = forward_pass.samples if self._reduction == "mean" else 1
                 with exact_products(device):
                     pending.pop()()
@@ -384,7 +390,7 @@ class _Part:
         if total is not None:
             self.input_total = _plus(self.input_total, total)
 
-    def add_gradient(self, moment_sum: Tensor, rows: int = 0, total: Tensor | None = None) -> None:
+    def add_gradient(self, moment_sum: Tensor, rows: int, total: Tensor | None = None) -> None:
         self.gradient = _plus(self.gradient, moment_sum)
         self.gradient_rows += rows
         if total is not None:
@@ -402,15 +408,16 @@ class _Part:
             input_mean = _squeeze(self.input_total / self.rows)
             grad_mean = _squeeze(self.gradient_total * math.sqrt(share / self.gradient_rows))
         return LayerFactors(
-            name,
-            _squeeze(self.input.div_(self.rows)),
-            _squeeze(self.gradient.mul_(share)),
-            self.samples,
-            cut,
-            kind,
-            self.rows,
-            input_mean,
-            grad_mean,
+            name=name,
+            input_moment=_squeeze(self.input.div_(self.rows)),
+            grad_moment=_squeeze(self.gradient.mul_(share)),
+            n=self.samples,
+            cut=cut,
+            kind=kind,
+            rows=self.rows,
+            grad_rows=self.gradient_rows,
+            input_mean=input_mean,
+            grad_mean=grad_mean,
         )
 
 
@@ -505,7 +512,7 @@ class _LayerSums:
             totals.input = None
         if totals.gradient is not None:
             for k, chunk in self._split(totals.gradient, n):
-                self._parts[k].add_gradient(_group_moment_sum(chunk))
+                self._parts[k].add_gradient(_group_moment_sum(chunk), len(chunk))
             totals.gradient = None
 
     def end_batch(self) -> None:
@@ -599,6 +606,7 @@ def _joined(parts: list[LayerFactors]) -> LayerFactors:
         grad_moment=gradients,
         n=n,
         rows=rows,
+        grad_rows=sum(part.grad_rows for part in parts),
         parts=tuple(parts),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from lca_widgets.curvature.capture import Convolution, LayerCall
-from lca_widgets.curvature.distributed import reduce_activity
+from lca_widgets.curvature.distributed import (
+    joint_order,
+    mean_over_processes,
+    reduce_activity,
+)
 from lca_widgets.curvature.factors import Convention, LayerFactors, measured_factors
 from lca_widgets.curvature.layers import Conv
 from lca_widgets.curvature.losses import Fisher, LossFunction, Reduction
@@ -32,17 +36,19 @@ class LayerMeasurement:
         kind: Its class, ``"Linear"`` or ``"Conv2d"``, say.
         spectra: Spectra of Σ_x and Σ_g, centred ones among them.
         rows: Vectors behind Σ_x: samples times positions.
+        grad_rows: Vectors behind Σ_g.
         weight: Size of its weight, and of the loss's gradient with respect to it.
         units: Which of its units are dying or full; ``None`` where no rectifier follows.
         zero_inputs: Inputs that are zero in every row.
-        constant_inputs: Inputs that have the same value, not zero, in every row, as far as the
-            precision of Σ_x tells: with a standard deviation below 1e-3 of it for float32 inputs.
+        constant_inputs: Inputs that hardly vary about a value that is not zero: their standard
+            deviation is below √cut of it (1e-3 for float32 inputs, 3e-4 where those are few).
     """
 
     name: str
     kind: str
     spectra: LayerSpectra
     rows: int
+    grad_rows: int
     weight: WeightNorms
     units: UnitActivity | None
     zero_inputs: int
@@ -70,15 +76,16 @@ class Surroundings:
     It is a context to run the model's forward pass in.
 
     Args:
-        hooked: Whether the weights' gradients come from a training's own backward passes.
+        takes: As for `weights.WeightCapture`.
     """
 
-    def __init__(self, *, hooked: bool) -> None:
-        self.weight_capture = WeightCapture(hooked=hooked)
+    def __init__(self, takes: Callable[[], bool] | None = None) -> None:
         self.order: dict[str, None] = {}
+        self.weights = WeightCapture(takes)
         self.activity: dict[str, UnitActivity] = {}
-        self.samples = 0
+        self.samples = 0.0
         self._units = RectifierUnits()
+        self._latest: dict[str, UnitActivity] = {}
         self._losses: list[Tensor] = []
 
     def __enter__(self) -> Surroundings:
@@ -87,32 +94,44 @@ class Surroundings:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stop following them, and merge what was seen."""
-        self.activity = merge([self.activity, self._units.stop()])
+        """Stop following them."""
+        self._latest = self._units.stop()
 
     def layer_called(self, call: LayerCall) -> None:
         """Look at a call."""
         self.order.setdefault(call.name)
-        self.weight_capture.layer_called(call)
+        self.weights.layer_called(call)
         unit_dim = 1 if isinstance(call.layer, Convolution) else -1
         self._units.layer_called(call.name, call.output, unit_dim)
 
-    def weights(self) -> list[Tensor]:
+    def wanted(self) -> list[Tensor]:
         """Return the weights that a gradient can come to."""
-        return self.weight_capture.weights
+        return self.weights.weights
 
     def end_batch(self, loss: Tensor, gradients: Sequence[Tensor | None], samples: int) -> None:
         """Take in Σ_n l_n of a batch, and its gradients with respect to the weights."""
-        self.samples += samples
+        self.count(self.latest_activity(), samples)
         self._losses.append(loss)
-        for weight, gradient in zip(self.weights(), gradients, strict=True):
+        for weight, gradient in zip(self.weights.weights, gradients, strict=True):
             if gradient is not None:
-                self.weight_capture.add_gradient(weight, gradient)
+                self.weights.add_gradient(weight, gradient)
+
+    def latest_activity(self) -> dict[str, UnitActivity]:
+        """Return what was seen of the units in the forward pass that ended last."""
+        return self._latest
+
+    def count(self, activity: Mapping[str, UnitActivity], samples: int) -> None:
+        """Let a pass count, of which this was seen."""
+        self.activity = merge([self.activity, activity])
+        self.samples += samples
 
     def reduce(self, device: torch.device, group: ProcessGroup) -> None:
-        """Take all processes of a training together."""
+        """Take all processes of a training together; ``samples`` becomes their mean."""
+        self.order = dict.fromkeys(joint_order(self.order, group))
         self.activity = reduce_activity(self.activity, device, group)
-        self.weight_capture.average(device, group)
+        self.weights.average(device, group)
+        samples = {"samples": torch.tensor([float(self.samples)])}
+        self.samples = mean_over_processes(samples, device, group)["samples"].item()
 
     def total_loss(self) -> float:
         """Return Σ_n l_n over all batches."""
@@ -148,7 +167,7 @@ def measure(
     """
     labels = Labels(loss_fn, fisher, reduction, seed)
     convention = Convention(conv, "expand", bias=False, parts=1, means=True)
-    surroundings = Surroundings(hooked=False)
+    surroundings = Surroundings()
     factors = measured_factors(model, data, labels, convention, layers, surroundings)
     samples = surroundings.samples
     return ModelMeasurement(
@@ -170,18 +189,19 @@ def measured_layers(
     """
     by_name = {layer.name: layer for layer in factors}
     ordered = [by_name[name] for name in surroundings.order if name in by_name]
-    weights = surroundings.weight_capture.take(gradient_scale)
+    weights = surroundings.weights.take(gradient_scale)
     counts = _input_counts(ordered)
     return [
         LayerMeasurement(
-            layer.name,
-            layer.kind,
-            spectra,
-            layer.rows,
-            weights[layer.name],
-            surroundings.activity.get(layer.name),
-            zero,
-            constant,
+            name=layer.name,
+            kind=layer.kind,
+            spectra=spectra,
+            rows=layer.rows,
+            grad_rows=layer.grad_rows,
+            weight=weights[layer.name],
+            units=surroundings.activity.get(layer.name),
+            zero_inputs=zero,
+            constant_inputs=constant,
         )
         for layer, spectra, (zero, constant) in zip(
             ordered, layer_spectra(ordered), counts, strict=True

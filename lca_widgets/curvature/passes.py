@@ -168,7 +168,7 @@ class Companion(AbstractContextManager[object], Protocol):
     def layer_called(self, call: LayerCall) -> None:
         """Look at a call."""
 
-    def weights(self) -> list[Tensor]:
+    def wanted(self) -> list[Tensor]:
         """Return those of which the loss's gradient is wanted, after the forward pass."""
 
     def end_batch(self, loss: Tensor, gradients: Sequence[Tensor | None], samples: int) -> None:
@@ -249,10 +249,10 @@ def measure_batch(
     if companion and labels.of_outputs:
         loss = labels.loss(output, target, samples)
         with attention.paused():
-            _tell(companion, loss, _gradients(loss, companion.weights(), keep=True), samples)
+            _tell(companion, loss, _gradients(loss, companion.wanted(), keep=True), samples)
     told = companion if not labels.of_outputs else None
     for root, column in labels.columns(output, target, samples):
-        weights = told.weights() if told else []
+        weights = told.wanted() if told else []
         gradients = _gradients(root, [*last, *weights], column, keep=labels.several)
         if told:
             _tell(told, root, gradients[len(last) :], samples)

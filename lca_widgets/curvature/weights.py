@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.hooks import RemovableHandle
 
 from lca_widgets.curvature.capture import Convolution, Layer, LayerCall, stored_transposed
-from lca_widgets.curvature.distributed import mean_gradients
+from lca_widgets.curvature.distributed import mean_over_processes
 from lca_widgets.curvature.moments import exact_products, second_moment_sum, sum_dtype
 from lca_widgets.curvature.passes import undisturbed
 from lca_widgets.curvature.spectrum import largest_eigenvalues, to_cpu
@@ -43,17 +45,17 @@ class WeightCapture:
     several layers share gets one gradient, of all its uses.
 
     Args:
-        hooked: Whether to take the gradients from the backward passes of a training, as they come
-            to the weights; otherwise they are handed to `add_gradient`.
+        takes: Says, when a gradient comes to a weight in a backward pass, whether it counts;
+            without it gradients are handed to `add_gradient`.
     """
 
-    def __init__(self, *, hooked: bool) -> None:
-        self._hooked = hooked
+    def __init__(self, takes: Callable[[], bool] | None = None) -> None:
+        self._takes = takes
         self._grams: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}
-        self._shapes: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._layers: dict[str, tuple[Layer, Tensor]] = {}  # with a weight that gets a gradient
         self._gradients: dict[int, Tensor] = {}
-        self._handles: dict[int, torch.utils.hooks.RemovableHandle] = {}
+        self._averaged: dict[str, Tensor] | None = None
+        self._handles: dict[int, RemovableHandle] = {}
 
     def layer_called(self, call: LayerCall) -> None:
         """Take in the weight of a layer, at its first call."""
@@ -65,17 +67,14 @@ class WeightCapture:
             self._grams[name] = _smaller_gram(_matrices(layer, weight.detach()))
         if not weight.requires_grad or is_parametrized(layer, "weight"):
             return
-        self._weights[name] = weight
-        self._shapes[name] = lambda gradient: _matrices(layer, gradient)
-        if self._hooked and id(weight) not in self._handles:
-            self._handles[id(weight)] = weight.register_hook(
-                lambda gradient: self.add_gradient(weight, gradient)
-            )
+        self._layers[name] = layer, weight
+        if self._takes and id(weight) not in self._handles:
+            self._handles[id(weight)] = weight.register_hook(partial(self._receive, weight))
 
     @property
     def weights(self) -> list[Tensor]:
         """The different weights that a gradient can come to, in the order of their first call."""
-        return list({id(weight): weight for weight in self._weights.values()}.values())
+        return list({id(weight): weight for _, weight in self._layers.values()}.values())
 
     def add_gradient(self, weight: Tensor, gradient: Tensor) -> None:
         """Add a gradient that came to one of `weights`."""
@@ -83,18 +82,17 @@ class WeightCapture:
         # A copy: autograd makes the tensor itself ``.grad``, which a gradient scaler divides.
         self._gradients[id(weight)] = gradient.clone() if before is None else before + gradient
 
-    def gradients(self) -> dict[str, Tensor]:
-        """Return the sum of the gradients so far, for each layer whose weight got one."""
-        return {
-            name: self._gradients[id(weight)]
-            for name, weight in self._weights.items()
-            if id(weight) in self._gradients
-        }
-
     def average(self, device: torch.device, group: ProcessGroup) -> None:
-        """Replace the gradients by their means over the processes of a training."""
-        for name, gradient in mean_gradients(self.gradients(), device, group).items():
-            self._gradients[id(self._weights[name])] = gradient
+        """Replace weights and gradients by their means over the processes of a training.
+
+        A layer that was not called in some of them is one of all; without a gradient in some of
+        them it has a gradient of zero there.
+        """
+        self._averaged = mean_over_processes(self._matrices_of_gradients(), device, group)
+        called = {name: torch.ones(1) for name in self._grams}
+        share = mean_over_processes(called, device, group)
+        grams = mean_over_processes(self._grams, device, group)
+        self._grams = {name: gram / share[name] for name, gram in grams.items()}
 
     def take(self, scale: float = 1.0) -> dict[str, WeightNorms]:
         """Return the sizes of every layer that was called, and start afresh.
@@ -103,9 +101,9 @@ class WeightCapture:
             scale: What the gradients' sum is to be multiplied with to be ∂L/∂W.
         """
         gradients = {}
-        for name, gradient in self.gradients().items():
-            with exact_products(gradient.device):
-                gradients[name] = _smaller_gram(self._shapes[name](gradient))
+        for name, matrices in self._matrices_of_gradients().items():
+            with exact_products(matrices.device):
+                gradients[name] = _smaller_gram(matrices)
         largest = largest_eigenvalues([*self._grams.values(), *gradients.values()])
         sigmas = [math.sqrt(max(value, 0.0)) for value in largest]  # NaN stays NaN
         traces = [gram.diagonal(dim1=-2, dim2=-1).sum() for gram in self._grams.values()]
@@ -122,11 +120,25 @@ class WeightCapture:
         """Forget everything since the last `take`, and take the hooks off."""
         for handle in self._handles.values():
             handle.remove()
-        self._grams.clear()
-        self._weights.clear()
-        self._shapes.clear()
-        self._gradients.clear()
         self._handles.clear()
+        self._grams.clear()
+        self._layers.clear()
+        self._gradients.clear()
+        self._averaged = None
+
+    def _receive(self, weight: Tensor, gradient: Tensor) -> None:
+        if self._takes and self._takes():
+            self.add_gradient(weight, gradient)
+
+    def _matrices_of_gradients(self) -> dict[str, Tensor]:
+        """The sum of the gradients so far, for each layer whose weight got one, as matrices."""
+        if self._averaged is not None:
+            return self._averaged
+        return {
+            name: _matrices(layer, self._gradients[id(weight)])
+            for name, (layer, weight) in self._layers.items()
+            if id(weight) in self._gradients
+        }
 
 
 def _weight(layer: Layer) -> Tensor:
