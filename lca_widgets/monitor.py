@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -16,15 +18,27 @@ from torch.nn.parallel import DistributedDataParallel
 from lca_widgets._checks import require_integer, require_one_of
 from lca_widgets.analysis import Analysis, History, LayerAnalysis
 from lca_widgets.curvature import exact_blocks, measure
-from lca_widgets.curvature.capture import Hook, LayerCall, measuring, tensors_in
+from lca_widgets.curvature.capture import (
+    Hook,
+    LayerCall,
+    backward_pass,
+    measuring,
+    samples_of,
+    tensors_in,
+)
 from lca_widgets.curvature.distributed import reduce_factors
 from lca_widgets.curvature.factors import FactorCapture
 from lca_widgets.curvature.layers import Conv
 from lca_widgets.curvature.losses import Fisher, LossFunction, Reduction
 from lca_widgets.curvature.measurement import LayerMeasurement, Surroundings, measured_layers
+from lca_widgets.curvature.passes import batches, undisturbed
 from lca_widgets.records import Report, layer_reports
 
 __all__ = ["Monitor", "Scaler", "analyze", "watch"]
+
+# Steps in a row that a gradient scaler's overflow explains: it halves its scale at each, ten times
+# a thousand. After them it is the training that diverged.
+OVERFLOWS = 10
 
 
 class Scaler(Protocol):
@@ -69,7 +83,8 @@ def analyze(
         device: Where to measure: a copy of the model, if it is elsewhere; ``None`` takes the
             model's own device.
         reduction: ``"mean"`` or ``"sum"``, how the loss combines the samples; ``None`` reads or
-            finds it out. The results do not depend on it.
+            finds it out. The results do not depend on it where the mean is over the samples; with
+            class weights or ignored targets, see `curvature.losses.summed_loss`.
         seed: Draws the labels of ``"sampled"``.
 
     Raises:
@@ -95,8 +110,9 @@ def analyze(
     model, _ = unwrapped(model)
     if device is not None:
         model = _on(model, device)
-    if exact and not isinstance(data, tuple):
-        data = _single_batch(data)
+        loss_fn = _on(loss_fn, device) if isinstance(loss_fn, nn.Module) else loss_fn
+    if exact:
+        data = _single_batch(data, model)
     options: dict[str, Any] = {"fisher": fisher, "reduction": reduction, "seed": seed}
     measurement = measure(model, loss_fn, data, conv=conv, layers=layers, **options)
     reports = layer_reports(measurement.layers)
@@ -126,11 +142,21 @@ def watch(
 
     It uses the loop's own forward and backward passes, on the batch at hand (the empirical Fisher),
     and changes none of their results. Between measured steps one hook on the model counts backward
-    passes, and nothing is on the layers. A forward pass with gradients on and a backward pass to
-    its outputs make one; validation under ``torch.no_grad()`` does not count.
+    passes, and nothing is on the layers. What counts is a backward pass to the outputs of one or
+    several forward passes of the model; not validation under ``torch.no_grad()``, a forward pass
+    that nothing comes back to, or a pass that builds a graph (``create_graph``, as for a gradient
+    penalty). A report holds what came back, all terms of the loss included. Whatever else sends
+    gradients through the model's outputs, another loss's ``backward`` or `torch.autograd.grad`,
+    counts as a step's too. Passes under `torch.func` transforms, and those of other threads than
+    the first, are left alone.
 
-    * Compiled (``torch.compile(model)``): a measured step runs without compilation. After
-      ``model.compile()``, in place, no hook of the model runs: that is said once.
+    The number of samples N is the first dimension of the first tensor that the model is given (of a
+    packed sequence the number of sequences): with another dimension first, Σ_g is off by the square
+    of the ratio.
+
+    * Compiled (``torch.compile(model)``): a measured step runs without compilation, and rounds and
+      draws random numbers (dropout) as it does. After ``model.compile()``, in place, no hook of
+      the model runs: that is said once.
     * Gradient checkpointing, reentrant or not, is measured as if there were none.
     * `DistributedDataParallel`: hand over the wrapper, in every process. The reports are of the
       batches of all processes together, and the same in each; a step's report is made when the
@@ -141,10 +167,11 @@ def watch(
         every: Steps (optimiser updates) from one measured step to the next.
         conv: Convolutions by ``"pixel"`` (Huang et al., cheaper) or by ``"patch"`` (K-FAC).
         reduction: ``"mean"`` or ``"sum"``: how the loss combines the samples of a batch.
-        accumulation: Backward passes in a step, as one measurement. A mean loss is taken to be
-            divided by their number, as is usual.
+        accumulation: Backward passes in a step, as one measurement; steps begin at every multiple.
+            A mean loss is taken to be divided by their number, as is usual: for batches of
+            different sizes ∂L/∂W is then that of the mean of means.
         scaler: The gradient scaler of a mixed-precision training: gradients count unscaled, and a
-            step in which they overflow is passed over for the next.
+            step in which they overflow is passed over for the next, ten times in a row at most.
         layers: Names of the layers to measure; ``None`` measures all.
 
     Raises:
@@ -185,17 +212,29 @@ class _Step:
     Attributes:
         number: Steps before it.
         loss_scale: What each of its losses is multiplied with.
+        received: Backward passes so far.
+        receiving: Whether gradients count that come now.
+        unfinished: Whether a backward pass is under way, or was broken off by an error.
         surroundings: What is seen beside the factors.
-        samples: Samples in its passes.
-        received: How many passes' gradients came.
     """
 
     def __init__(self, number: int, loss_scale: float) -> None:
         self.number = number
         self.loss_scale = loss_scale
-        self.surroundings = Surroundings(hooked=True)
-        self.samples = 0
         self.received = 0
+        self.receiving = self.unfinished = False
+        self.surroundings = Surroundings(lambda: self.receiving)
+
+    def begin_backward(self) -> None:
+        """Take gradients from here on, to the end of the backward pass if one is running."""
+        self.received += 1
+        self.receiving = True
+        if backward_pass() is not None:  # else a forward pass begins it, whose output is hidden
+            self.unfinished = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
+
+    def _end_backward(self) -> None:
+        self.receiving = self.unfinished = False
 
 
 class Monitor(History):
@@ -225,15 +264,18 @@ class Monitor(History):
             means=True,
             layers=layers,
             on_call=self._layer_called,
+            takes=_is_of_the_loss,
         )
         self._every = every
         self._reduction = reduction
         self._accumulation = accumulation
         self._scaler = scaler
         self._backward_passes = 0
-        self._forward_passes = 0
+        self._latest_backward: int | None = None
+        self._thread: int | None = None  # of the first pass: those of others are left alone
         self._step: _Step | None = None
-        self._overdue = False  # a step was passed over: the next is measured
+        self._next = 0  # number of the step to measure
+        self._passed_over = 0  # steps since the last report that had none to give
         self._during_pass: ExitStack | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -241,6 +283,7 @@ class Monitor(History):
         """Put the hooks on the model."""
         if self._hooks:
             raise RuntimeError("this monitor is already watching")
+        self._thread = None
         before, after = Hook(self._before_forward), Hook(self._after_forward)
         self._hooks = [
             self._root.register_forward_pre_hook(before, with_kwargs=True),
@@ -256,7 +299,7 @@ class Monitor(History):
         self._leave_pass()
         if kind is None or self._group is None:  # other processes would wait for one that failed
             self._finish_step()
-        if kind is None and not self._forward_passes:
+        if kind is None and not self._backward_passes:
             warnings.warn(_NOTHING_SEEN, stacklevel=2)
         self._drop_step()
 
@@ -268,9 +311,8 @@ class Monitor(History):
         return self._reports
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if module is not self._root or not _is_training_pass():
+        if not self._is_training_pass(module):
             return
-        self._forward_passes += 1
         self._leave_pass()
         self._finish_step()
         number = self._backward_passes // self._accumulation
@@ -280,6 +322,8 @@ class Monitor(History):
         if self._step is None:
             self._capture.detach()
             return
+        if not self._step.received:  # passes before it have come to nothing, or share its weights
+            self._step.surroundings.weights.discard()
         self._during_pass = ExitStack()
         if self._compiled:
             self._during_pass.enter_context(torch.compiler.set_stance("force_eager"))
@@ -289,26 +333,43 @@ class Monitor(History):
     def _after_forward(
         self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        if module is not self._root:
-            return
-        self._leave_pass()
-        if output is not None and _is_training_pass():  # None: it was broken off by an error
-            self._await_backward(output, self._step, _samples_in([args, kwargs]))
+        if self._is_training_pass(module):
+            self._leave_pass()
+            if output is not None:  # None: it was broken off by an error
+                self._await_backward(output, samples_of([args, kwargs]) or 0)
 
-    def _await_backward(self, output: Any, step: _Step | None, samples: int) -> None:
-        """Count a backward pass when the first gradient comes to an output."""
-        came = False
+    def _is_training_pass(self, module: nn.Module) -> bool:
+        if torch.compiler.is_compiling() or module is not self._root or measuring.get():
+            return False
+        if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            return False
+        backward = backward_pass()
+        if backward is not None and backward == self._latest_backward:
+            return False  # checkpointing computes again what was counted
+        self._thread = self._thread or threading.get_ident()
+        return self._thread == threading.get_ident()
+
+    def _await_backward(self, output: Any, samples: int) -> None:
+        """Count the pass when the first gradient comes to an output, and its backward pass once."""
+        step, came = self._step, False
+        activity = {} if step is None else step.surroundings.latest_activity()
 
         def count(_: Tensor | None = None) -> None:
             nonlocal came
-            if not came and self._hooks:
-                came = True
+            if came or not self._hooks or (outputs and not _is_of_the_loss()):
+                return
+            came = True
+            number = backward_pass()
+            if number is None or number != self._latest_backward:
+                self._latest_backward = number
                 self._backward_passes += 1
                 if step is not None:
-                    step.received += 1
-                    step.samples += samples
+                    step.begin_backward()
+            if step is not None:
+                step.surroundings.count(activity, samples)
 
-        outputs = [tensor for tensor in _tensors_of(output) if tensor.requires_grad]
+        # A leaf, such as a parameter, would keep the hook from pass to pass.
+        outputs = [t for t in _tensors_of(output) if t.requires_grad and not t.is_leaf]
         for tensor in outputs:
             tensor.register_hook(count)
         if not outputs:  # hidden in an object of the model's own: the pass counts by itself
@@ -319,8 +380,7 @@ class Monitor(History):
             self._step.surroundings.layer_called(call)
 
     def _is_due(self, number: int) -> bool:
-        begins = self._backward_passes % self._accumulation == 0
-        return begins and (number % self._every == 0 or self._overdue)
+        return self._backward_passes % self._accumulation == 0 and number >= self._next
 
     def _leave_pass(self) -> None:
         if self._during_pass is not None:
@@ -334,12 +394,19 @@ class Monitor(History):
         if step is None or step.received < self._accumulation:
             return
         self._step = None
+        if step.unfinished and self._group is None:  # an error broke its backward pass off
+            step.surroundings.weights.discard()
+            self._capture.discard()
+            return
         layers = self._measured(step)
         overflow = step.loss_scale > 1 and any(map(_overflowed, layers))
-        self._overdue = overflow or not layers
-        if not self._overdue:
-            self.skipped = self._capture.skipped
-            self._reports.append(Report(step.number, layer_reports(layers)))
+        if not layers or (overflow and self._passed_over < OVERFLOWS):
+            self._passed_over += 1
+            return
+        self._passed_over = 0
+        self._next = (step.number // self._every + 1) * self._every
+        self.skipped = self._capture.skipped
+        self._reports.append(Report(step.number, layer_reports(layers)))
 
     def _measured(self, step: _Step) -> list[LayerMeasurement]:
         # A mean loss is the mean of the passes'; a summed one has nothing divided.
@@ -350,24 +417,21 @@ class Monitor(History):
             device = next(self._root.parameters()).device
             factors = reduce_factors(factors, device, self._group)
             step.surroundings.reduce(device, self._group)
-        return measured_layers(
-            factors,
-            step.surroundings,
-            gradient_scale=1 / (step.loss_scale * (1 if mean else step.samples)),
-        )
+        samples = 1.0 if mean else step.surroundings.samples or math.nan
+        return measured_layers(factors, step.surroundings, 1 / (step.loss_scale * samples))
 
     def _drop_step(self) -> None:
         if self._step is not None:
-            self._step.surroundings.weight_capture.discard()
+            self._step.surroundings.weights.discard()
             self._step = None
         self._capture.discard()
         self._capture.detach()
 
 
 _NOTHING_SEEN = (
-    "watch saw no forward pass of the model with gradients on, and measured nothing: hand over the "
-    "module that the loop calls. Inside a function that is compiled, or after model.compile(), its "
-    "hooks do not run: use torch.compile(model)"
+    "watch saw no forward pass of the model with a backward pass to its outputs, and measured "
+    "nothing: hand over the module that the loop calls. Inside a function that is compiled, or "
+    "after model.compile(), its hooks do not run: use torch.compile(model)"
 )
 
 
@@ -397,17 +461,13 @@ def _is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
-def _is_training_pass() -> bool:
-    return torch.is_grad_enabled() and not measuring.get() and not torch.compiler.is_compiling()
+def _is_of_the_loss() -> bool:
+    """Whether the backward pass that runs ends with the loss, and is no part of making it."""
+    return not torch.is_grad_enabled()  # one that builds a graph, as for a gradient penalty
 
 
 def _overflowed(layer: LayerMeasurement) -> bool:
     return layer.spectra.grad.diverged and not layer.spectra.input.diverged
-
-
-def _samples_in(arguments: Any) -> int:
-    first = next((tensor for tensor in tensors_in(arguments) if tensor.dim()), None)
-    return 0 if first is None else len(first)
 
 
 def _tensors_of(output: Any) -> Iterator[Tensor]:
@@ -416,26 +476,28 @@ def _tensors_of(output: Any) -> Iterator[Tensor]:
     return tensors_in(output)
 
 
-def _single_batch(data: Any) -> tuple[Any, Any]:
-    """Return the one batch of an iterable: exact blocks compare every pair of samples."""
-    found = list(data)
+def _single_batch(data: Any, model: nn.Module) -> tuple[Any, Any]:
+    """Return the one batch of the data: exact blocks compare every pair of samples."""
+    with undisturbed(model):  # a loader that shuffles draws random numbers
+        found = list(batches(data, model))
     if len(found) != 1:
         raise ValueError(
             f"data must be one batch (inputs, target) for exact=True, got {len(found)} batches: "
             "exact blocks compare every pair of samples, so join them into one"
         )
-    inputs, target = found[0]
-    return inputs, target
+    return found[0]
 
 
-def _on(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Return the model, or a copy of it, on a device."""
+def _on(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return the module, or a copy of it, on a device."""
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device must be one that PyTorch finds here, got {device!r}") from error
-    tensors = [*model.parameters(), *model.buffers()]
-    if all(tensor.device == torch.empty(0, device=target).device for tensor in tensors):
-        return model
-    return copy.deepcopy(model).to(target)
+    return module if _is_on(module, target) else copy.deepcopy(module).to(target)
+
+
+def _is_on(module: nn.Module, device: torch.device) -> bool:
+    here = torch.empty(0, device=device).device  # "cuda" is one of several
+    return all(tensor.device == here for tensor in [*module.parameters(), *module.buffers()])

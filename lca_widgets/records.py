@@ -67,7 +67,11 @@ class LayerReport(LayerRecord):
 
     Attributes:
         kind: The layer's class, ``"Linear"`` or ``"Conv2d"``, say.
+        groups: Blocks on the diagonal of Σ_x and Σ_g, those of a grouped convolution's patches;
+            ``d_in`` and ``d_out`` count all of them together.
         rows: Vectors behind Σ_x: samples times positions.
+        grad_rows: Vectors behind Σ_g: samples times output positions, and times the labels of an
+            expectation over them.
         kappa50: κ_50 of Σ_x ⊗ Σ_g.
         lambda_max_x_centred: λ_max of Σ_x − E[x] E[x]ᵀ.
         kappa50_x_centred: Its κ_50.
@@ -84,13 +88,14 @@ class LayerReport(LayerRecord):
             and position; NaN where none follows.
         full: Share of the units that it lets pass for every sample and position; NaN likewise.
         zero_inputs: Inputs that are zero in every row.
-        constant_inputs: Inputs that have the same value, not zero, in every row.
-        groups: Blocks on the diagonal of Σ_x and Σ_g, those of a grouped convolution's patches;
-            ``d_in`` and ``d_out`` count all of them together.
+        constant_inputs: Inputs that hardly vary about a value that is not zero: by less than a
+            thousandth of it, as far as float32 moments tell.
     """
 
     kind: str
+    groups: int
     rows: int
+    grad_rows: int
     kappa50: float
     lambda_max_x_centred: float
     kappa50_x_centred: float
@@ -105,7 +110,6 @@ class LayerReport(LayerRecord):
     full: float
     zero_inputs: int
     constant_inputs: int
-    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,9 @@ def _layer_report(position: int, layer: LayerMeasurement) -> LayerReport:
     return LayerReport(
         **asdict(record),
         kind=layer.kind,
-        rows=layer.rows,
         groups=1 if spectra.groups is None else len(spectra.groups[0]),
+        rows=layer.rows,
+        grad_rows=layer.grad_rows,
         kappa50=spectra.kronecker.kappa(0.5),
         lambda_max_x_centred=x.lambda_max if x else math.nan,
         kappa50_x_centred=x.kappa(0.5) if x else math.nan,

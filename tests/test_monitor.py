@@ -1,9 +1,10 @@
 """`analyze` and `watch` in every kind of loop: what they see, and that nothing changes for it."""
 
+import contextlib
 import copy
 import math
 import os
-import warnings
+import socket
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import lca_widgets as lca
+import lca_widgets.monitor as lca_monitor
 from lca_widgets.curvature import kronecker_factors, layer_spectra
 from tests.benchmarks.networks import resnet
 from tests.curvature.test_capture import hooks_on, state_of
@@ -115,6 +117,18 @@ def test_results_do_not_depend_on_the_reduction(options):
         assert_tables_equal(tables[0], table)
 
 
+def test_exact_leaves_the_random_state_of_a_shuffling_loader():
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*batch()), batch_size=N, shuffle=True
+    )
+    before = torch.get_rng_state()
+    lca.analyze(mlp(), LOSS, loader, exact=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    for wrong in (5, torch.ones(4, 4)):
+        with pytest.raises(TypeError, match=r"data must be one batch \(inputs, target\)"):
+            lca.analyze(mlp(), LOSS, wrong, exact=True)
+
+
 def test_a_loader_gives_the_same_as_its_batches_together():
     x, y = batch()
     whole = lca.analyze(mlp(), LOSS, (x, y)).table()
@@ -138,15 +152,26 @@ def test_analyzing_changes_nothing():
     assert hooks_on(model) == []
 
 
-def test_on_another_device_a_copy_is_measured():
+def test_on_another_device_a_copy_is_measured(monkeypatch):
+    moved = []
+
+    def to(module, device):
+        moved.append((type(module), device))
+        return module
+
     model = mlp()
-    meta = copy.deepcopy(model).to("meta")  # stands in for a device that is not here
-    del meta
-    assert lca.analyze(model, LOSS, batch(), device=torch.device("cpu")).layers
-    with pytest.raises(ValueError, match="device must be one that PyTorch finds here, got 'cuda:9"):
-        lca.analyze(model, LOSS, batch(), device="cuda:99")
-    with pytest.raises(ValueError, match="device must be one that PyTorch finds here, got 'nowhe"):
-        lca.analyze(model, LOSS, batch(), device="nowhere")
+    loss_fn = nn.CrossEntropyLoss(weight=torch.ones(CLASSES, dtype=torch.float64))
+    monkeypatch.setattr(lca_monitor, "_is_on", lambda module, device: False)
+    monkeypatch.setattr(nn.Module, "to", to)
+    lca.analyze(model, loss_fn, batch(), device="cpu")
+    assert moved == [(nn.Sequential, torch.device("cpu")), (type(loss_fn), torch.device("cpu"))]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere"])
+def test_a_device_that_is_not_here_is_refused(device):
+    message = f"device must be one that PyTorch finds here, got {device!r}"
+    with pytest.raises(ValueError, match=message):
+        lca.analyze(mlp(), LOSS, batch(), device=device)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +338,31 @@ def test_a_step_whose_gradients_overflow_by_scaling_is_passed_over_for_the_next(
     assert not any(layer.diverged for layer in monitor.reports[0].layers)
 
 
+def test_gradients_that_stay_lost_are_a_divergence_and_no_overflow():
+    model, (x, y) = mlp(), batch()
+    with lca.watch(model, every=100, scaler=Scale(2.0)) as monitor:
+        for _ in range(15):
+            (LOSS(model(x), y) * math.nan).backward()
+    assert [report.step for report in monitor.reports] == [10]
+    assert monitor.findings()[0].kind == "diverged"
+
+
+def test_a_real_scaler_that_overflows_is_passed_over_until_its_scale_fits():
+    model = mlp().float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = batch()
+    with lca.watch(model, every=100, scaler=scaler) as monitor:
+        for _ in range(8):
+            optimizer.zero_grad()
+            scaler.scale(LOSS(1e3 * model(x.float()), y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    [report] = monitor.reports
+    assert report.step > 0
+    assert not any(layer.diverged for layer in report.layers)
+
+
 def test_mixed_precision_is_watched():
     model, (x, y) = mlp().float(), batch()
     x = x.float()
@@ -358,6 +408,191 @@ def test_two_calls_of_the_model_for_one_loss_are_measured_together():
         (LOSS(model(x), y) + LOSS(model(-x), y)).backward()
     [report] = monitor.reports
     assert report.layers[0].n == 2 * N
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_calls_of_the_model_for_one_loss_are_one_backward_pass(accumulation):
+    model, (x, y) = mlp(), batch()
+    with lca.watch(model, every=2, accumulation=accumulation) as monitor:
+        for _ in range(5 * accumulation):
+            (LOSS(model(x), y) + LOSS(model(-x), y)).backward()
+    assert [report.step for report in monitor.reports] == [0, 2, 4]
+    assert {report.layers[0].n for report in monitor.reports} == {2 * N * accumulation}
+
+
+def test_a_pass_that_nothing_comes_back_to_leaves_no_trace():
+    x, y = batch()
+    plain, model = mlp(), mlp()
+    with lca.watch(plain) as one:
+        LOSS(plain(x), y).backward()
+    with lca.watch(model) as other:
+        with torch.no_grad():
+            model[0].weight.mul_(9)
+        model(100 * x)
+        with torch.no_grad():
+            model[0].weight.div_(9)
+        LOSS(model(x), y).backward()
+    assert_tables_equal(one.table(), other.table())
+
+
+def test_a_gradient_penalty_is_not_taken_for_the_loss():
+    """Its first pass builds a graph; what comes back at last is the gradient of the whole loss."""
+
+    def loss_of(model, x, y):
+        x = x.clone().requires_grad_()
+        output = model(x)
+        [slope] = torch.autograd.grad(output.sum(), x, create_graph=True)
+        return LOSS(output, y) + 0.0 * slope.square().sum()
+
+    x, y = batch()
+    plain, model = mlp(), mlp()
+    with lca.watch(plain, every=2) as one:
+        for _ in range(3):
+            LOSS(plain(x), y).backward()
+    with lca.watch(model, every=2) as other:
+        for _ in range(3):
+            loss_of(model, x, y).backward()
+    assert_tables_equal(one.table(), other.table())
+
+
+def test_what_else_is_differentiated_in_the_loop_is_not_taken():
+    x, y = batch()
+    plain, model = mlp(), mlp()
+    with lca.watch(plain) as one:
+        LOSS(plain(x), y).backward()
+    with lca.watch(model) as other:
+        loss = LOSS(model(x), y)
+        lca.analyze(model, LOSS, (x, y))
+        loss.backward(retain_graph=True)
+        lca.analyze(model, LOSS, (x, y))
+        loss.backward()
+        torch.autograd.grad(model[0].weight.square().sum(), model[0].weight)
+    assert_tables_equal(one.table(), other.table())
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_around_the_model_is_measured_as_if_there_were_none(use_reentrant):
+    x, y = batch()
+    plain, model = mlp(), mlp()
+    with lca.watch(plain, every=2) as one:
+        for _ in range(3):
+            LOSS(plain(x), y).backward()
+    with lca.watch(model, every=2) as other:
+        for _ in range(3):
+            inputs = x.clone().requires_grad_()
+            LOSS(checkpoint(model, inputs, use_reentrant=use_reentrant), y).backward()
+    assert_tables_equal(one.table(), other.table())
+    assert other.table()["step"].tolist() == one.table()["step"].tolist()
+
+
+def test_a_backward_pass_that_breaks_off_is_no_step_of_the_record():
+    model, (x, y) = mlp(), batch()
+
+    def fails(_):
+        raise ValueError
+
+    with lca.watch(model, every=10) as monitor:
+        handle = model[2].weight.register_hook(fails)
+        with pytest.raises(ValueError):  # noqa: PT011 - the test's own
+            LOSS(model(x), y).backward()
+        handle.remove()
+        LOSS(model(x), y).backward()
+    [report] = monitor.reports
+    assert report.step == 1
+    assert all(layer.grad_sigma > 0 for layer in report.layers)
+
+
+def test_functional_transforms_in_the_loop_are_left_alone():
+    model, (x, y) = mlp(), batch()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss_of(parameters, x, y):
+        logits = torch.func.functional_call(model, parameters, (x[None],))
+        return LOSS(logits, y[None])
+
+    per_sample = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0, 0))
+    with lca.watch(model, every=1) as monitor:
+        for _ in range(2):
+            per_sample(parameters, x, y)
+            LOSS(model(x), y).backward()
+    assert len(monitor.reports) == 2
+
+
+def test_a_parameter_among_the_outputs_keeps_no_hook():
+    class WithScale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.scale = mlp(), nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return self.inner(x), self.scale
+
+    model, (x, y) = WithScale(), batch()
+    with lca.watch(model, every=2) as monitor:
+        for _ in range(3):
+            logits, scale = model(x)
+            (LOSS(logits, y) * scale.sum()).backward()
+            assert not model.scale._backward_hooks
+    assert [report.step for report in monitor.reports] == [0, 2]
+
+
+def test_an_empty_batch_and_complex_layers_are_listed_and_no_error():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fourier = nn.Conv1d(1, 2, 1), nn.Linear(4, 4, dtype=torch.cfloat)
+            self.head = nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            self.conv(x[:0, None])
+            return self.head(self.fourier(x.cfloat()).abs())
+
+    model, (x, y) = Spectral(), batch()
+    with lca.watch(model, conv="patch") as monitor:
+        LOSS(model(x.float()), y).backward()
+    assert monitor.table()["name"].tolist() == ["head"]
+    assert monitor.skipped == {"conv": "got an empty batch", "fourier": "works on complex numbers"}
+
+
+def test_layers_that_the_loop_calls_by_themselves_are_not_measured():
+    model, (x, y) = mlp(), batch()
+    with lca.watch(model) as monitor:
+        LOSS(model(x), y).backward()
+        model[0](9 * x).sum().backward()
+    assert monitor.reports[0].layers[0].n == N
+
+
+def test_the_sequences_of_a_packed_input_are_the_samples():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, packed):
+            return self.inner(nn.utils.rnn.unpack_sequence(packed)[0][:, :4])
+
+    packed = nn.utils.rnn.pack_sequence([torch.randn(3, 4).double(), torch.randn(2, 4).double()])
+    model = Packed()
+    with lca.watch(model) as monitor:
+        LOSS(model(packed), torch.tensor([0, 1, 2])).backward()
+    assert monitor.reports[0].layers[0].n == 2
+
+
+def test_a_number_of_samples_that_is_unknown_is_no_error():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self):
+            return self.inner(batch()[0])
+
+    model = Constant()
+    with lca.watch(model, reduction="sum") as monitor:
+        nn.functional.cross_entropy(model(), batch()[1], reduction="sum").backward()
+    [report] = monitor.reports
+    assert math.isnan(report.layers[0].grad_sigma)
+    assert report.layers[0].lambda_max_g > 0
 
 
 class Hidden:
@@ -474,8 +709,7 @@ def trained(watched, conv):
         nn.Flatten(), nn.Linear(6 * 36, 10),
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    monitor = lca.watch(model, every=2, conv=conv) if watched else torch.no_grad()
-    with monitor if watched else warnings.catch_warnings():
+    with lca.watch(model, every=2, conv=conv) if watched else contextlib.nullcontext():
         for _ in range(5):
             optimizer.zero_grad()
             LOSS(model(torch.randn(8, 3, 8, 8)), torch.arange(8) % 10).backward()
@@ -589,43 +823,94 @@ def test_watching_the_wrong_thing_is_refused_or_said():
 # Several processes.
 
 
+class Experts(nn.Module):
+    """One of two experts works on a batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.experts = nn.Linear(4, 5), nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
+        self.head = nn.Linear(5, CLASSES)
+        self.double()
+
+    def forward(self, x, expert):
+        return self.head(torch.relu(self.experts[expert](torch.relu(self.stem(x)))))
+
+
 def in_process(rank, folder, port):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     try:
         torch.set_num_threads(1)
-        model = DistributedDataParallel(mlp())
         x, y = batch()
+        model = DistributedDataParallel(mlp())
         with lca.watch(model, every=2) as monitor:
             for _ in range(3):
                 LOSS(model(x[rank::2]), y[rank::2]).backward()
                 model.zero_grad()
                 if rank == 0:
                     monitor.table()  # one process alone: the others need not take part
-        monitor.save(f"{folder}/{rank}.npz")
+        monitor.save(f"{folder}/equal{rank}")
+
+        own = slice(18) if rank == 0 else slice(18, None)
+        with lca.watch(model, reduction="sum", accumulation=2, scaler=Scale(8.0)) as monitor:
+            for part, labels in zip(x[own].chunk(2), y[own].chunk(2), strict=True):
+                loss = nn.functional.cross_entropy(model(part), labels, reduction="sum")
+                (8 * loss).backward()
+        monitor.save(f"{folder}/unequal{rank}")
+
+        experts = DistributedDataParallel(Experts(), find_unused_parameters=True)
+        with lca.watch(experts) as monitor:
+            LOSS(experts(x.chunk(2)[rank], rank), y.chunk(2)[rank]).backward()
+        monitor.save(f"{folder}/experts{rank}")
     finally:
         torch.distributed.destroy_process_group()
 
 
 def free_port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def test_data_parallel_processes_report_the_whole_batch(tmp_path):
-    spawn(in_process, (str(tmp_path), free_port()), nprocs=2)
-    model, (x, y) = mlp(), batch()
-    with lca.watch(model, every=2) as alone:
-        for _ in range(3):
-            LOSS(model(x), y).backward()
-            model.zero_grad()
-    for rank in (0, 1):
-        table = lca.load(tmp_path / f"{rank}.npz").table()
-        assert table["step"].tolist() == [0, 0, 0, 2, 2, 2]
-        assert_tables_equal(alone.table(), table)
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    spawn(in_process, (str(folder), free_port()), nprocs=2)
+    return folder
+
+
+def of_one_process(model, reduction="mean"):
+    x, y = batch()
+    with lca.watch(model, reduction=reduction) as monitor:
+        nn.functional.cross_entropy(model(x), y, reduction=reduction).backward()
+    return monitor.table()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_data_parallel_processes_report_the_whole_batch(of_two_processes, rank):
+    table = lca.load(of_two_processes / f"equal{rank}").table()
+    assert table["step"].tolist() == [0, 0, 0, 2, 2, 2]
+    for step in (0, 2):
+        assert_tables_equal(of_one_process(mlp()), table[table["step"] == step])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_of_different_batches_accumulating_scaled_sums_do_too(of_two_processes, rank):
+    table = lca.load(of_two_processes / f"unequal{rank}").table()
+    assert_tables_equal(of_one_process(mlp(), "sum"), table)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_layer_of_one_process_is_in_the_report_of_all(of_two_processes, rank):
+    table = lca.load(of_two_processes / f"experts{rank}").table().sort_values("name")
+    model = Experts()
+    with lca.watch(model, accumulation=2) as monitor:
+        for k, (x, y) in enumerate(zip(*(part.chunk(2) for part in batch()), strict=True)):
+            (LOSS(model(x, k), y) / 2).backward()
+    alone = monitor.table().sort_values("name")
+    assert_tables_equal(alone.drop(columns="layer"), table.drop(columns="layer"))
+    assert sorted(table["layer"]) == [1, 2, 3, 4]
 
 
 # Results: findings, charts and files.
