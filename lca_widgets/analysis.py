@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,10 +22,19 @@ if TYPE_CHECKING:
 
     from lca_widgets.charts import Figure
 
-__all__ = ["Analysis", "History", "LayerAnalysis", "load"]
+__all__ = ["Analysis", "History", "LayerAnalysis", "load", "replaced"]
 
 FORMAT = "lca_widgets"
 VERSION = 1  # of the files; the docstring of `load` describes it
+
+# How a column is stored, by the type of its field.
+COLUMN_TYPES: dict[str, type[np.generic]] = {
+    "bool": np.bool_,
+    "float": np.float64,
+    "int": np.int64,
+    "int | None": np.int64,
+    "str": np.str_,
+}
 
 
 class _Results:
@@ -36,9 +44,12 @@ class _Results:
         raise NotImplementedError
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the table as comma-separated values (`pandas.DataFrame.to_csv`)."""
-        with _replaced(path) as file:
-            self.table().to_csv(file, index=False)
+        """Write the table as comma-separated values, compressed for ``t.csv.gz`` and the like.
+
+        `pandas.DataFrame.to_csv` does it.
+        """
+        with replaced(path) as draft:
+            self.table().to_csv(draft, index=False)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the table as Parquet (`pandas.DataFrame.to_parquet`).
@@ -46,8 +57,8 @@ class _Results:
         Raises:
             ImportError: neither pyarrow nor fastparquet is installed.
         """
-        with _replaced(path) as file:
-            self.table().to_parquet(file, index=False)
+        with replaced(path) as draft:
+            self.table().to_parquet(draft, index=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,33 +249,66 @@ def load(path: str | Path) -> Analysis | History:
         groups/x/<k>, …/g/<k> those of a grouped convolution, group by group
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file (FileNotFoundError), or it cannot be opened.
         ValueError: it is not such a file, is damaged, or was written by a newer version.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-            header = json.loads(str(arrays.pop("header")))
-            version = int(header["version"]) if header["format"] == FORMAT else 0
-    except FileNotFoundError:
-        raise
-    except (
-        KeyError, TypeError, ValueError, AttributeError, EOFError, OSError, zipfile.BadZipFile
-    ) as error:  # fmt: skip
-        raise ValueError(f"{path} is no saved analysis, or is damaged: {error}") from error
-    if not 1 <= version <= VERSION:
-        raise ValueError(
-            f"{path} has format version {version}, this lca_widgets reads up to {VERSION}: "
-            "update it to read the file"
-        )
-    try:
-        reports = _reports(arrays)
-        if header["kind"] == "history":
-            return History(reports, header["skipped"])
-        return _analysis(reports[0], header, arrays)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+    with path.open("rb") as stream:
+        try:
+            header, arrays = _contents(stream)
+            version = int(header["version"])
+            if version <= VERSION:
+                return _results(header, arrays)
+        except Exception as error:  # zipfile, its decompressors, NumPy and json raise many kinds
+            raise ValueError(f"{path} is no saved analysis, or is damaged: {error!r}") from error
+    raise ValueError(
+        f"{path} has format version {version}, this lca_widgets reads up to {VERSION}: update it "
+        "to read the file"
+    )
+
+
+def _contents(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with np.load(stream, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    header = json.loads(str(arrays.pop("header")))
+    if header["format"] != FORMAT:
+        raise ValueError(f"its format is {header['format']!r}")
+    return header, arrays
+
+
+def _results(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Analysis | History:
+    reports, skipped = _reports(arrays), dict(header["skipped"])
+    if header["kind"] == "history":
+        return History(reports, skipped)
+    if header["kind"] != "analysis":
+        raise ValueError(f"its kind is {header['kind']!r}")
+    spectra = {
+        name: Spectrum(torch.from_numpy(arrays[f"spectrum/{name}"]), n, dimension)
+        for name, (n, dimension) in header["sizes"].items()
+    }
+    [report] = reports or [Report(0, ())]
+    layers = [
+        LayerAnalysis(layer, _layer_spectra(layer, k, spectra, arrays), spectra.get(f"block/{k}"))
+        for k, layer in enumerate(report.layers)
+    ]
+    return Analysis(layers, spectra.get("network"), skipped, float(header["loss"]))
+
+
+def _layer_spectra(
+    layer: LayerReport, k: int, spectra: Mapping[str, Spectrum], arrays: Mapping[str, np.ndarray]
+) -> LayerSpectra:
+    groups = None
+    if layer.groups > 1:
+        left, right = (torch.from_numpy(arrays[f"groups/{side}/{k}"]) for side in "xg")
+        groups = left, right
+    return LayerSpectra(
+        layer.name,
+        spectra[f"input/{k}"],
+        spectra[f"grad/{k}"],
+        groups,
+        spectra.get(f"input_centred/{k}"),
+        spectra.get(f"grad_centred/{k}"),
+    )
 
 
 def _spectra_of(analysis: Analysis) -> Mapping[str, Spectrum]:
@@ -277,65 +321,60 @@ def _spectra_of(analysis: Analysis) -> Mapping[str, Spectrum]:
     return {name: spectrum for name, spectrum in found.items() if spectrum is not None}
 
 
-def _analysis(
-    report: Report, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> Analysis:
-    spectra = {
-        name: Spectrum(torch.from_numpy(arrays[f"spectrum/{name}"]), n, dimension)
-        for name, (n, dimension) in header["sizes"].items()
-    }
-    layers = []
-    for k, layer in enumerate(report.layers):
-        groups = [arrays.get(f"groups/{side}/{k}") for side in "xg"]
-        left, right = (None if g is None else torch.from_numpy(g) for g in groups)
-        of_layer = LayerSpectra(
-            layer.name,
-            spectra[f"input/{k}"],
-            spectra[f"grad/{k}"],
-            None if left is None or right is None else (left, right),
-            spectra.get(f"input_centred/{k}"),
-            spectra.get(f"grad_centred/{k}"),
-        )
-        layers.append(LayerAnalysis(layer, of_layer, spectra.get(f"block/{k}")))
-    return Analysis(layers, spectra.get("network"), header["skipped"], header["loss"])
-
-
 def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:
     """The table's columns; those of all reports that have a layer, and the steps of all."""
     rows = [(report.step, layer) for report in reports for layer in report.layers]
     columns = {
-        f"table/{field.name}": np.array([getattr(layer, field.name) for _, layer in rows])
-        for field in fields(LayerReport)
+        f"table/{name}": np.array([getattr(layer, name) for _, layer in rows], dtype)
+        for name, dtype in _column_types().items()
     }
-    return columns | {"table/step": np.array([step for step, _ in rows], dtype=np.int64)}
+    return columns | {"table/step": np.array([step for step, _ in rows], np.int64)}
 
 
 def _reports(arrays: Mapping[str, np.ndarray]) -> list[Report]:
-    names = [field.name for field in fields(LayerReport)]
-    columns = [arrays[f"table/{name}"].tolist() for name in names]
-    steps = arrays["table/step"].tolist()
-    layers: dict[int, list[LayerReport]] = {step: [] for step in steps}
-    for step, *values in zip(steps, *columns, strict=True):
-        layers[step].append(LayerReport(**dict(zip(names, values, strict=True))))
+    types: dict[str, type[np.generic]] = {"step": np.int64, **_column_types()}
+    columns = [_column(name, dtype, arrays) for name, dtype in types.items()]
+    layers: dict[int, list[LayerReport]] = {}
+    for step, *values in zip(*columns, strict=True):
+        report = LayerReport(**dict(zip(_column_types(), values, strict=True)))
+        layers.setdefault(step, []).append(report)
     return [Report(step, tuple(of_step)) for step, of_step in layers.items()]
+
+
+def _column(name: str, dtype: type[np.generic], arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    column = arrays[f"table/{name}"]
+    if column.ndim != 1 or not np.issubdtype(column.dtype, dtype):
+        raise ValueError(f"table/{name} is {column.dtype} of shape {column.shape}")
+    return column.tolist()
+
+
+def _column_types() -> dict[str, type[np.generic]]:
+    # Annotations are not evaluated in the records' module: their types are text.
+    return {field.name: COLUMN_TYPES[cast("str", field.type)] for field in fields(LayerReport)}
 
 
 def _write(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     text = json.dumps({"format": FORMAT, "version": VERSION, **header})
-    with _replaced(path) as file:
+    # Given a path, NumPy would add .npz to it.
+    with replaced(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, header=np.array(text), **arrays)
 
 
 @contextmanager
-def _replaced(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a new file that takes the path's place once it is written in full."""
+def replaced(path: str | Path) -> Iterator[Path]:
+    """Hand out a path beside another, whose place the file takes once all is written.
+
+    It ends as the other does, for what goes by a file's ending. On an error the other file stays.
+
+    Raises:
+        FileNotFoundError: the path's folder does not exist.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path must be in an existing folder: there is no {path.parent}")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with draft.open("wb") as file:
-            yield file
+        yield draft
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from lca_widgets._format import number, percent
 from lca_widgets.records import LayerReport, Report
 
-__all__ = ["Finding", "Severity", "factor_per_layer", "findings"]
+__all__ = ["SEVERITIES", "Finding", "Severity", "factor_per_layer", "findings"]
 
 Severity = Literal["info", "warning", "critical"]
-SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")  # in ascending order
 
 # Over 20 layers a factor of 1.2 adds up to 40, which a reader sees as a slope on a log axis.
 FLAT_FACTOR = 1.2
@@ -202,17 +203,17 @@ def _dead(reports: Sequence[Report]) -> Iterator[Finding]:
     layers, layer = reports[-1].layers, reports[-1].layers[culprit]
     signal = max(_signal(before) for before in layers[: culprit + 1])
     what = (
-        "what comes after it is the same for every sample"
+        "all that comes after it is zero or nearly constant"
         if _is_blocked(layers[culprit + 1])
-        else f"{_percent(layer.dying)} of its units are zero for every sample"
+        else f"{percent(layer.dying)} of its units are zero for every sample"
     )
     steps = [report.step for report in _trailing(reports, lambda r: _dead_layer(r) is not None)]
     since = f", since step {steps[0]} or earlier" if len(reports) > 1 else ""
     yield Finding(
         layer.name, "dead network", "critical",
         f"{layer.name} passes (almost) nothing on: {what}{since}. No gradient comes back through "
-        f"it: σ_max(W)·√λ_max(Σ_g) is at most {_number(signal)} up to there, though the loss still "
-        f"asks for a change (√λ_max(Σ_g) = {_number(math.sqrt(layers[-1].lambda_max_g))} at "
+        f"it: σ_max(W)·√λ_max(Σ_g) is at most {number(signal)} up to there, though the loss still "
+        f"asks for a change (√λ_max(Σ_g) = {number(math.sqrt(layers[-1].lambda_max_g))} at "
         f"{layers[-1].name}).",
         "Neither patience nor rescaling the weights revives it. Start again with a lower learning "
         "rate or a warm-up, or with an activation that is never flat (LeakyReLU, GELU).",
@@ -245,7 +246,7 @@ def _signal(layer: LayerReport) -> float:
 
 
 def _is_blocked(layer: LayerReport) -> bool:
-    """Whether the layer's input is the same for all samples."""
+    """Whether the layer's input is nearly the same for all samples."""
     constant = layer.zero_inputs + layer.constant_inputs >= layer.d_in
     return constant and _has_samples(layer)
 
@@ -277,7 +278,7 @@ def _steep_profiles(report: Report) -> Iterator[_Profile]:
         yield _Profile("Σ_x", forward, inputs, severity, factor_per_layer(inputs))
     gradients = [layer.lambda_max_g for layer in backward]
     # Early layers have more positions, which Σ_g sums over, in one convention with more weight.
-    positions = [layer.rows / layer.n if layer.n else 1.0 for layer in backward]
+    positions = [layer.grad_rows / layer.n if layer.n else 1.0 for layer in backward]
     each = [g / t if t > 0 else math.nan for g, t in zip(gradients, positions, strict=True)]
     severities = [severity for p in (gradients, each) if (severity := _steepness(p))]
     if len(severities) == 2:
@@ -298,8 +299,8 @@ def _magnitude(profiles: Sequence[_Profile]) -> Iterator[Finding]:
         yield Finding(
             None, "magnitude", profile.severity,
             f"λ_max({profile.quantity}) {'grows' if profile.factor > 1 else 'shrinks'} towards the "
-            f"{towards}, by a factor of about {_number(profile.factor)} a layer: {_number(start)} "
-            f"at {first}, {_number(end)} at {last}.",
+            f"{towards}, by a factor of about {number(profile.factor)} a layer: {number(start)} "
+            f"at {first}, {number(end)} at {last}.",
             _magnitude_advice(profile),
         )  # fmt: skip
 
@@ -384,7 +385,7 @@ def _weight_domination(reports: Sequence[Report]) -> Iterator[Finding]:
     worst = min(stuck, key=lambda layer: layer.domination)
     beginning = [layer for layer in reports[0].layers if layer.name == worst.name]
     at_first = (
-        f" ({_number(beginning[0].domination)} at step {reports[0].step})"
+        f" ({number(beginning[0].domination)} at step {reports[0].step})"
         if len(reports) > 1 and beginning
         else ""
     )
@@ -393,13 +394,13 @@ def _weight_domination(reports: Sequence[Report]) -> Iterator[Finding]:
     sensitivities = [layer.sensitivity for layer in stuck]
     yield Finding(
         _only(stuck), "weight domination", "warning",
-        f"σ_max(∂L/∂W)/σ_max(W) is down to {_number(worst.domination)}{at_first}: "
+        f"σ_max(∂L/∂W)/σ_max(W) is down to {number(worst.domination)}{at_first}: "
         f"{_names(stuck)} all but stand still{since}. It is no minimum: σ_max(W)·σ_max(∂L/∂W) is "
-        f"{_range(sensitivities)}, and would be near 0. σ_max(W) is {_number(worst.weight_sigma)} "
+        f"{_range(sensitivities)}, and would be near 0. σ_max(W) is {number(worst.weight_sigma)} "
         f"in {worst.name}.",
         "Where a normalisation follows, scale the weights back to σ_max(W) near 1 with "
         "lca.surgery.rescale_(layer, a), here a = "
-        f"{_number(1 / worst.weight_sigma)}: the function stays, the gradient comes back. Do so "
+        f"{number(1 / worst.weight_sigma)}: the function stays, the gradient comes back. Do so "
         "with all these layers, and go on at a lower learning rate; it is the one to start with.",
     )  # fmt: skip
 
@@ -429,8 +430,8 @@ def _last_layer(report: Report) -> Iterator[Finding]:
         return
     over = last.lambda_max >= LARGE_BLOCK and _is_untrained_softmax(last)
     numbers = (
-        f"λ_max(Σ_x) = {_number(last.lambda_max_x)} (centred "
-        f"{_number(last.lambda_max_x_centred)}), κ_50(Σ_x) = {_number(last.kappa50_x)}"
+        f"λ_max(Σ_x) = {number(last.lambda_max_x)} (centred "
+        f"{number(last.lambda_max_x_centred)}), κ_50(Σ_x) = {number(last.kappa50_x)}"
         f"{'' if trusted else ' (from too few samples)'}."
     )
     sentences = [numbers, *_last_layer_meaning(last, steep, flat, over)]
@@ -450,14 +451,14 @@ def _is_untrained_softmax(last: LayerReport) -> bool:
 def _last_layer_meaning(last: LayerReport, steep: bool, flat: bool, over: bool) -> Iterator[str]:
     if steep:
         now = (
-            f"; now its block has λ_max = {_number(last.lambda_max)}, a limit of 2/λ_max = "
-            f"{_number(2 / last.lambda_max)}"
+            f"; now its block has λ_max = {number(last.lambda_max)}, a limit of 2/λ_max = "
+            f"{number(2 / last.lambda_max)}"
             if over
             else ""
         )
         yield (
             "With softmax cross entropy, only rates up to 4/λ_max(Σ_x) = "
-            f"{_number(SAFE_RATE_NUMERATOR / last.lambda_max_x)} are safe in any case{now}."
+            f"{number(SAFE_RATE_NUMERATOR / last.lambda_max_x)} are safe in any case{now}."
         )
         if last.lambda_max_x_centred <= last.lambda_max_x / 2:
             yield "Most of it is the inputs' mean."
@@ -505,11 +506,11 @@ def _rank_deficient(report: Report) -> Iterator[Finding]:
 def _rank_evidence(layer: LayerReport) -> str:
     known = [
         text
-        for number, text in (
+        for count, text in (
             (layer.zero_inputs, f"{layer.zero_inputs} always zero"),
-            (layer.constant_inputs, f"{layer.constant_inputs} constant"),
+            (layer.constant_inputs, f"{layer.constant_inputs} nearly constant"),
         )
-        if number
+        if count
     ]
     why = f" ({', '.join(known)})" if known else ""
     return f"Σ_x of {layer.name} has rank {layer.rank_x} of {layer.d_in}{why}"
@@ -529,10 +530,11 @@ def _rank_reason(layer: LayerReport) -> str:
         )
     if layer.zero_inputs + max(layer.constant_inputs - 1, 0) >= missing:
         return (
-            "An input that never changes is only a bias: leave it out of the data."
+            "An input that hardly varies does little that a bias does not: subtract its mean, or "
+            "leave it out of the data."
             if data
-            else "Units before it give the same for every sample: normalise before it, or start "
-            "again with a lower learning rate."
+            else "Units before it give nearly the same for every sample: normalise before it, or "
+            "start again with a lower learning rate."
         )
     if missing == 1:
         return (
@@ -557,7 +559,7 @@ def _units(report: Report) -> Iterator[Finding]:
     def found(layers: list[LayerReport], kind: str, severity: Severity, advice: str) -> Finding:
         field, state = ("dying", "zero") if kind == "dying units" else ("full", "active")
         worst = sorted(layers, key=lambda layer: -getattr(layer, field))
-        shares = _listed(worst, lambda x: f"{_percent(getattr(x, field))} of {x.name}")
+        shares = _listed(worst, lambda x: f"{percent(getattr(x, field))} of {x.name}")
         evidence = f"Units that are {state} for every sample: {shares}."
         return Finding(_only(layers), kind, severity, evidence, advice)
 
@@ -577,20 +579,10 @@ def _units(report: Report) -> Iterator[Finding]:
 
 
 def _too_few_samples(report: Report) -> Iterator[Finding]:
-    """Layers of which κ_50 is infinite, or too large, for want of rows."""
+    """Layers of which κ_50 is infinite, or too large, for want of vectors."""
     finite = [layer for layer in report.layers if not layer.diverged]
     infinite = [layer for layer in finite if _is_infinite_by_rows(layer)]
-    unsure = [
-        layer
-        for layer in finite
-        if layer not in infinite and layer.rows < RELIABLE_ROWS * _width(layer)
-    ]
-
-    def evidence(layer: LayerReport) -> str:
-        groups = f" in {layer.groups} groups" if layer.groups > 1 else ""
-        sizes = f"{layer.d_in} inputs and {layer.d_out} outputs{groups}"
-        return f"{layer.name} has {layer.rows} for {sizes}"
-
+    unsure = [layer for layer in finite if layer not in infinite and _shortage(layer) > 1]
     cases: tuple[tuple[list[LayerReport], Severity, str], ...] = (
         (infinite, "warning", "κ_50 is infinite, whatever the network: see it as missing."),
         (unsure, "info", "κ_50 comes out too large; λ_max is less affected."),
@@ -598,35 +590,45 @@ def _too_few_samples(report: Report) -> Iterator[Finding]:
     for layers, severity, meaning in cases:
         if not layers:
             continue
-        worst = sorted(layers, key=lambda layer: layer.rows / _width(layer))
-        needed = max(RELIABLE_ROWS * _width(layer) for layer in layers)
+        worst = sorted(layers, key=_shortage, reverse=True)
+        times = math.ceil(10 * _shortage(worst[0])) / 10
         yield Finding(
             _only(layers), "too few samples", severity,
-            f"Vectors (samples times positions): {_listed(worst, evidence)}. {meaning}",
-            f"Measure on more samples, or over several batches: {needed} vectors a layer for a "
-            "reliable κ.",
+            f"Vectors behind Σ_x and Σ_g: {_listed(worst, _rows_evidence)}. {meaning}",
+            f"Measure on more samples, or over several batches: {number(times)} times as many for "
+            "a reliable κ.",
         )  # fmt: skip
 
 
-def _is_infinite_by_rows(layer: LayerReport) -> bool:
-    # A rank above the rows shows that they are not the bound: an expectation over all labels.
-    rows = layer.rows * layer.groups  # each group has so many
-    return any(
-        math.isinf(kappa) and rows < math.ceil(KAPPA_SHARE * d) and rank <= rows
-        for kappa, d, rank in (
-            (layer.kappa50_x, layer.d_in, layer.rank_x),
-            (layer.kappa50_g, layer.d_out, layer.rank_g),
-        )
+def _rows_evidence(layer: LayerReport) -> str:
+    behind_g = "" if layer.grad_rows == layer.rows else f"{layer.grad_rows} for "
+    groups = f" in {layer.groups} groups" if layer.groups > 1 else ""
+    return (
+        f"{layer.name} has {layer.rows} for {layer.d_in} inputs and {behind_g}{layer.d_out} "
+        f"outputs{groups}"
     )
 
 
+def _is_infinite_by_rows(layer: LayerReport) -> bool:
+    return any(
+        math.isinf(kappa) and rows < math.ceil(KAPPA_SHARE * d)
+        for kappa, (rows, d) in zip((layer.kappa50_x, layer.kappa50_g), _rows(layer), strict=True)
+    )
+
+
+def _shortage(layer: LayerReport) -> float:
+    """How many times as many vectors a reliable κ asks for, of the moment that lacks more."""
+    return max(RELIABLE_ROWS * d / max(rows, 1) for rows, d in _rows(layer))
+
+
+def _rows(layer: LayerReport) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Vectors and size of Σ_x and of Σ_g; each vector gives one to every group."""
+    each = layer.groups
+    return (layer.rows * each, layer.d_in), (layer.grad_rows * each, layer.d_out)
+
+
 def _rows_enough(layer: LayerReport) -> bool:
-    return layer.rows >= RANK_ROWS * layer.d_in / layer.groups
-
-
-def _width(layer: LayerReport) -> int:
-    """The larger side of one group's two moments."""
-    return max(layer.d_in, layer.d_out) // layer.groups
+    return layer.rows * layer.groups >= RANK_ROWS * layer.d_in
 
 
 def _trailing(reports: Sequence[Report], holds: Callable[[Report], object]) -> list[Report]:
@@ -661,18 +663,5 @@ def _listed(
 
 
 def _range(values: Sequence[float]) -> str:
-    low, high = _number(min(values)), _number(max(values))
+    low, high = number(min(values)), number(max(values))
     return low if low == high else f"{low} to {high}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 1 else "100 %"
-
-
-def _number(value: float) -> str:
-    """Two or three digits, without an exponent where a reader needs none."""
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{float(f'{value:.3g}'):g}"
-    return f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")

@@ -80,7 +80,7 @@ class PreActivationBlock(nn.Module):
         return x + self.conv2(functional.relu(self.norm2(h)))
 
 
-def pre_activation_resnet(blocks: int = 8, width: int = 16) -> nn.Sequential:
+def pre_activation_resnet(blocks: int = 4, width: int = 16) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1, bias=False),
         *(PreActivationBlock(width) for _ in range(blocks)),
@@ -360,7 +360,6 @@ SOUND = {
         lambda: residual_mlp(10, final=nn.BatchNorm1d(32)), digits_batch, rate=0.1
     ),
     "ResNet-8": Case(lambda: resnet(8), pictures),
-    "ResNet-20": Case(lambda: resnet(20), pictures),
     "pre-activation ResNet": Case(pre_activation_resnet, pictures, rate=0.1),
     "MobileNet": Case(mobilenet, pictures, rate=0.1),
     "ConvNeXt": Case(convnext, pictures, rate=1e-3, adam=True),

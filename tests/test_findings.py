@@ -41,12 +41,12 @@ def layer(position, **changes):
         "lambda_max_x_centred": 4.0, "lambda_max_g_centred": 0.1,
         "kappa50_x": 20.0, "kappa50_g": 20.0, "kappa50": 200.0,
         "kappa50_x_centred": 15.0, "kappa50_g_centred": 20.0,
-        "rank_x": 16, "rank_g": 16, "d_in": 16, "d_out": 16, "n": 512, "rows": 512,
+        "rank_x": 16, "rank_g": 16, "d_in": 16, "d_out": 16, "groups": 1, "n": 512, "rows": 512,
         "weight_sigma": 2.0, "weight_norm": 6.0, "grad_sigma": 0.2,
         "domination": 0.1, "sensitivity": 0.4,
         "dying": 0.0, "full": 0.0, "zero_inputs": 0, "constant_inputs": 0,
     }  # fmt: skip
-    return LayerReport(**(fields | changes))
+    return LayerReport(**({"grad_rows": changes.get("rows", 512)} | fields | changes))
 
 
 def report(*changes, step=0):
@@ -308,7 +308,7 @@ def test_positions_alone_are_no_profile():
         for k, t in enumerate([10**5, 10**4, 1000, 100, 10, 1], start=1)
     )
     assert findings([Report(0, layers)]) == []
-    vectors = tuple(dataclasses.replace(each, rows=512) for each in layers)
+    vectors = tuple(dataclasses.replace(each, grad_rows=512) for each in layers)
     assert [f.kind for f in findings([Report(0, vectors)])] == ["magnitude"]
 
 
@@ -412,7 +412,7 @@ def test_a_layer_that_passes_nothing_on():
     found = findings([report(), dead_from(3, dying=1.0)])[0]
     assert (found.kind, found.severity, found.layer) == ("dead network", "critical", "linear3")
     assert found.evidence == (
-        "linear3 passes (almost) nothing on: what comes after it is the same for every sample, "
+        "linear3 passes (almost) nothing on: all that comes after it is zero or nearly constant, "
         "since step 0 or earlier. No gradient comes back through it: σ_max(W)·√λ_max(Σ_g) is at "
         "most 0 up to there, though the loss still asks for a change (√λ_max(Σ_g) = 0.316 at "
         "linear6)."
@@ -582,8 +582,13 @@ def test_a_constant_divisor_cures_lambda_max_and_leaves_kappa():
     [
         (1, {"rank_x": 13, "zero_inputs": 3}, "13 of 16 (3 always zero)", "empty pixels"),
         (2, {"rank_x": 13, "zero_inputs": 3}, "13 of 16 (3 always zero)", "see dying units"),
-        (1, {"rank_x": 13, "constant_inputs": 4}, "(4 constant)", "only a bias"),
-        (2, {"rank_x": 13, "constant_inputs": 4}, "(4 constant)", "the same for every sample"),
+        (1, {"rank_x": 13, "constant_inputs": 4}, "(4 nearly constant)", "that a bias does not"),
+        (
+            2,
+            {"rank_x": 13, "constant_inputs": 4},
+            "(4 nearly constant)",
+            "nearly the same for every sample",
+        ),
         (1, {"rank_x": 10, "zero_inputs": 3}, "10 of 16 (3 always zero)", "PCA"),
         (2, {"rank_x": 5}, "rank 5 of 16.", "depend linearly"),
         (2, {"rank_x": 15}, "rank 15 of 16.", "layer normalisation"),
@@ -691,7 +696,8 @@ def test_too_few_rows_for_kappa_are_one_warning():
     assert found[0].evidence.endswith(
         "and 3 more. κ_50 is infinite, whatever the network: see it as missing."
     )
-    assert "128 vectors" in found[0].suggestion
+    [advice] = [f.suggestion for f in found if f.kind == "too few samples"]
+    assert "18.3 times as many" in advice  # 8 for each of 16 inputs
 
 
 def test_rows_that_leave_kappa_finite_but_unsure_are_worth_a_note():
@@ -699,11 +705,28 @@ def test_rows_that_leave_kappa_finite_but_unsure_are_worth_a_note():
     assert findings([report((2, {"rows": 128}))]) == []
 
 
-def test_the_rows_are_not_to_blame_for_a_rank_above_them():
-    # Σ_g of an expectation over all labels, or the groups of a convolution.
-    ample = {"rows": 7, "rank_g": 9, "kappa50_g": INF, "kappa50_x": 3.0}
-    found = findings([report((2, ample))])
-    assert [f.severity for f in found if f.kind == "too few samples"] == ["info"]
+def test_the_vectors_of_each_moment_are_held_against_its_own_size():
+    sides = {"rows": 2048, "d_in": 3, "rank_x": 3, "grad_rows": 32, "d_out": 64, "rank_g": 32}
+    [found] = findings([report((2, sides))])
+    assert (found.kind, found.severity) == ("too few samples", "info")
+    assert "linear2 has 2048 for 3 inputs and 32 for 64 outputs." in found.evidence
+    assert "16 times as many" in found.suggestion
+    starved = sides | {"grad_rows": 31, "rank_g": 31, "kappa50_g": INF}
+    assert [f.severity for f in findings([report((2, starved))])] == ["warning"]
+    # The labels of an expectation count as vectors.
+    assert findings([report((2, sides | {"grad_rows": 32 * 16, "rank_g": 63}))]) == []
+
+
+def test_a_convolution_by_pixels_with_a_large_stride_has_few_output_positions():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 8, stride=8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+    )
+    batch = torch.randn(8, 3, 16, 16), torch.arange(8)
+    found = analyze(model, LOSS, batch, conv="pixel", layers=["0"]).findings()
+    assert (
+        "0 has 2048 for 3 inputs and 32 for 64 outputs." in only(found, "too few samples").evidence
+    )
 
 
 def test_the_gradient_of_softmax_is_singular_and_no_finding():

@@ -1,11 +1,15 @@
 """`analyze` and `watch` on models that no one here wrote."""
 
+import functools
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import lca_widgets as lca
+from lca_widgets.analysis import Analysis
 from lca_widgets.curvature.passes import run
 from tests.curvature.test_capture import hooks_on, state_of
 from tests.peer_models import PEER_MODELS
@@ -13,26 +17,35 @@ from tests.peer_models import PEER_MODELS
 # Those that PyTorch computes by a function with the layer's weight, never by calling the layer.
 UNCALLED = {"torchvision VisionTransformer": ["out_proj"] * 2}
 
-# Their layers with the most inputs have 4608 by patches, which takes minutes.
-PIXELS = {"torchvision resnet18"}
+
+class Analysed(NamedTuple):
+    """An analysis, with everything that it may not change before and after it."""
+
+    analysis: Analysis
+    layers: list[str]  # names of the model's own
+    before: tuple
+    after: tuple
 
 
-def analysed(peer, built, **options):
-    torch.manual_seed(0)  # of dropout
+def analysed(built, **options):
     model, inputs, target, loss_fn = built
-    conv = "pixel" if peer.name in PIXELS else "patch"
-    return lca.analyze(model, loss_fn, (inputs, target), conv=conv, **options)
+    torch.manual_seed(0)  # of dropout
+    before = state_of(model), hooks_on(model)
+    analysis = lca.analyze(model, loss_fn, (inputs, target), **options)
+    kinds = nn.Linear | nn.Conv2d
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    return Analysed(analysis, layers, before, (state_of(model), hooks_on(model)))
+
+
+@functools.cache
+def analysed_once(peer):
+    return analysed(peer.build())
 
 
 @pytest.mark.parametrize("peer", PEER_MODELS, ids=str)
 def test_every_layer_is_measured_and_nothing_changed(peer):
-    built = peer.build()
-    before, hooks = state_of(built.model), hooks_on(built.model)
-    analysis = analysed(peer, built)
-    assert state_of(built.model)[:2] == before[:2]  # the random state was set in between
-    assert hooks_on(built.model) == hooks
-    kinds = nn.Linear | nn.Conv2d
-    layers = [n for n, m in built.model.named_modules() if isinstance(m, kinds)]
+    analysis, layers, before, after = analysed_once(peer)
+    assert after == before
     table = analysis.table()
     left_out = [name.rpartition(".")[2] for name in layers if name not in set(table["name"])]
     assert left_out == UNCALLED.get(peer.name, [])
@@ -46,17 +59,16 @@ def test_every_layer_is_measured_and_nothing_changed(peer):
 
 @pytest.mark.parametrize("peer", PEER_MODELS, ids=str)
 def test_a_watched_step_says_what_an_analysis_says(peer):
+    table = analysed_once(peer).analysis.table()
     built = peer.build()
-    table = analysed(peer, built).table()
     hooks_before = hooks_on(built.model)
-    conv = "pixel" if peer.name in PIXELS else "patch"
     torch.manual_seed(0)
-    with lca.watch(built.model, every=1, conv=conv) as monitor:
+    with lca.watch(built.model, every=1, conv="patch") as monitor:
         built.loss_fn(run(built.model, built.inputs), built.target).backward()
     watched = monitor.table()
     assert watched["name"].tolist() == table["name"].tolist()
     columns = ["lambda_max_x", "lambda_max_g", "lambda_max_x_centred", "lambda_max_g_centred"]
-    columns += ["weight_sigma", "grad_sigma", "dying", "full", "n", "rows"]
+    columns += ["weight_sigma", "grad_sigma", "dying", "full", "n", "rows", "grad_rows"]
     np.testing.assert_allclose(
         watched[columns].astype(float), table[columns].astype(float), rtol=2e-3
     )
@@ -72,7 +84,7 @@ def test_the_layers_of_gpt2_are_linear_layers_stored_transposed():
             layer = nn.Linear(module.nx, module.nf)
             layer.load_state_dict({"weight": module.weight.T.clone(), "bias": module.bias})
             linear.model.set_submodule(name, layer)
-    one, other = (analysed(peer, built, exact=True) for built in (stored, linear))
+    one, other = (analysed(built, exact=True).analysis for built in (stored, linear))
     kinds = [layer.kind for layer in one.layers]
     assert kinds == ["Conv1D"] * 8 + ["Linear"]
     for a, b in zip(one.layers, other.layers, strict=True):

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrizations
 from lca_widgets.curvature import kronecker_factors, layer_spectra, supported_layers
 from lca_widgets.curvature.passes import run
 from lca_widgets.surgery import add_final_norm, changes, freeze, rescale_
+from tests import peer_models
 from tests.benchmarks.networks import resnet
 from tests.peer_models import PEER_MODELS
 
@@ -397,6 +398,41 @@ def test_a_convolution_has_its_channels_normalised(conv, shape):
     assert largest[1] == pytest.approx(largest[0], rel=1e-5)
 
 
+class Transposed(nn.Module):
+    """A perceptron whose last layer is transformers' Conv1D, called by keyword if asked."""
+
+    def __init__(self, like, keyword=False):
+        super().__init__()
+        self.body, last, self.keyword = like[:-1], like[-1], keyword
+        conv1d = peer_models.peer("transformers.pytorch_utils").Conv1D
+        self.last = conv1d(last.out_features, last.in_features)
+        self.last.load_state_dict({"weight": last.weight.T.clone(), "bias": last.bias})
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.last(x=h) if self.keyword else self.last(h)
+
+
+@WAYS
+@pytest.mark.parametrize("keyword", [False, True], ids=["", "keyword"])
+@pytest.mark.parametrize("kind", ["batch", "layer", "scale"])
+def test_a_linear_layer_stored_transposed_is_a_linear_layer(kind, keyword, way):
+    linear, x = perceptron(), torch.randn(8, 5, 6)
+    model = Transposed(linear, keyword)
+    options = {"inputs": inputs_for(way, x), "divisor": 3.0 if kind == "scale" else None}
+    changed, expected = (add_final_norm(m, kind, **options) for m in (model, linear))
+    assert "before 'last', Conv1D(8 → 3), " in changes(changed)[0]
+    torch.testing.assert_close(changed(x), expected(x))
+
+
+def test_any_layer_of_gpt2_can_be_named():
+    model, inputs, _, _ = PEERS["transformers GPT2"].build()
+    name = "transformer.h.0.mlp.c_fc"
+    [change] = changes(add_final_norm(model, "scale", inputs, classifier=name))
+    assert f"before '{name}', Conv1D(16 → 64), named as the classifier; its input" in change
+    assert freeze(model, [name]) == [name]
+
+
 def test_a_fresh_batch_normalisation_in_eval_mode_changes_next_to_nothing():
     model, x = perceptron().eval(), torch.randn(8, 6)
     changed = add_final_norm(model, "batch", x)
@@ -579,6 +615,16 @@ def test_rescaling_with_the_normalisation_keeps_the_function(pair, a):
         torch.testing.assert_close(same, out, **tolerance)
         gradients = [torch.autograd.grad((y**3).sum(), x)[0] for y in (out, same)]
         torch.testing.assert_close(gradients[1], gradients[0], **tolerance)
+
+
+def test_a_linear_layer_stored_transposed_is_rescaled():
+    model, x = Transposed(perceptron()), torch.randn(8, 6)
+    norm = nn.BatchNorm1d(3)
+    before, normalised = model(x), norm(model(x))
+    rescale_(model.last, 4.0, norm)
+    assert torch.equal(model(x), 4 * before)
+    norm.reset_running_stats()
+    assert torch.equal(norm(model(x)), normalised)
 
 
 @pytest.mark.parametrize("a", [0.5, 4.0])

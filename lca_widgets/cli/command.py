@@ -14,25 +14,23 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from torch import nn
 
+from lca_widgets.analysis import Analysis, replaced
 from lca_widgets.cli import inputs, printout
 from lca_widgets.cli.inputs import BATCH_SIZE, LOSSES, CommandError, refused
 from lca_widgets.cli.page import as_page
 from lca_widgets.curvature.layers import Conv
 from lca_widgets.curvature.losses import Fisher, Reduction
-
-if TYPE_CHECKING:
-    from lca_widgets.analysis import Analysis
+from lca_widgets.rules import SEVERITIES
 
 __all__ = ["main"]
 
 PROGRAM = "python -m lca_widgets"
 DONE, FOUND, REFUSED, CLOSED_PIPE, INTERRUPTED = 0, 1, 2, 141, 130
-SEVERITIES = ("info", "warning", "critical")  # in ascending order
 LONGEST_MESSAGE = 600  # characters: one line, and not a state_dict's list of every key
 
 EXAMPLES = """\
@@ -238,7 +236,6 @@ def _analyze(options: argparse.Namespace) -> int:
 def _measured(options: argparse.Namespace) -> tuple[Analysis, dict[str, Any]]:
     from lca_widgets.monitor import analyze
 
-    device = inputs.device(options.device)
     torch.manual_seed(options.seed)  # a model may be made while its module is imported
     model = inputs.model(options)
     loss_fn = inputs.loss(options.loss)
@@ -252,7 +249,7 @@ def _measured(options: argparse.Namespace) -> tuple[Analysis, dict[str, Any]]:
             conv=options.conv,
             exact=options.exact,
             layers=options.layers,
-            device=device,
+            device=options.device,
             reduction=options.reduction,
             seed=options.seed,
         )
@@ -309,26 +306,15 @@ def _output_files(options: argparse.Namespace) -> dict[str, Path]:
 
 def _write(analysis: Analysis, settings: Mapping[str, Any], files: Mapping[str, Path]) -> None:
     """Write all files beside their places first, so that a failure replaces none."""
-    with ExitStack() as stack, refused("the files cannot be written"):
-        parts = {name: stack.enter_context(_part_of(path)) for name, path in files.items()}
-        if "html" in parts:
+    with refused("the files cannot be written"), ExitStack() as stack:
+        drafts = {name: stack.enter_context(replaced(path)) for name, path in files.items()}
+        if "html" in drafts:
             page = as_page(analysis, settings, title=f"Conditioning of {settings['model']}")
-            parts["html"].write_text(page, encoding="utf-8")
-        if "csv" in parts:
-            analysis.to_csv(parts["csv"])
-        if "save" in parts:
-            analysis.save(parts["save"])
-        for name, part in parts.items():
-            part.replace(files[name])
-
-
-@contextmanager
-def _part_of(path: Path) -> Iterator[Path]:
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
+            drafts["html"].write_text(page, encoding="utf-8")
+        if "csv" in drafts:
+            analysis.to_csv(drafts["csv"])
+        if "save" in drafts:
+            analysis.save(drafts["save"])
 
 
 # Words of options, and errors

@@ -1,4 +1,4 @@
-"""What is analysed, from words of a command line: the model, the loss, the data, the device."""
+"""What is analysed, from words of a command line: the model, the loss, the data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ __all__ = [
     "Batches",
     "CommandError",
     "data",
-    "device",
     "hint",
     "import_path",
     "loss",
@@ -351,13 +350,3 @@ def import_path() -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-def device(text: str | None) -> torch.device | None:
-    """Return the device of that name, if there is one to be had."""
-    if text is None:
-        return None
-    with refused(f"--device {text} cannot be used"):
-        found = torch.device(text)
-        torch.empty(0, device=found)
-    return found

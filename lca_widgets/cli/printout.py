@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lca_widgets._format import number, percent
+
 if TYPE_CHECKING:
     from lca_widgets.analysis import Analysis
     from lca_widgets.curvature import Spectrum
@@ -34,7 +36,12 @@ COLUMNS = {
     "d_in": ("d in", "size of Σx"),
     "d_out": ("d out", "size of Σg"),
     "n": ("n", "samples"),
-    "rows": ("rows", "vectors behind Σx: samples times positions"),
+    "groups": ("groups", "of a convolution: blocks on the diagonal of Σx and Σg"),
+    "rows": ("rows Σx", "vectors behind Σx: samples times positions"),
+    "grad_rows": (
+        "rows Σg",
+        "behind Σg: samples times output positions (times labels, of several)",
+    ),
     "lambda_max_x_centred": ("λmax(Σx) centred", "without the part of the mean"),
     "kappa50_x_centred": ("κ50(Σx) centred", ""),
     "lambda_max_g_centred": ("λmax(Σg) centred", ""),
@@ -50,7 +57,7 @@ COLUMNS = {
     "dying": ("dying", "share of units that the rectifier behind the layer always sets to zero"),
     "full": ("full", "share of units that it always lets pass"),
     "zero_inputs": ("zero inputs", "inputs that are zero in every row"),
-    "constant_inputs": ("constant inputs", "inputs that have one value, not zero, in every row"),
+    "constant_inputs": ("nearly constant", "inputs that hardly vary about a value other than zero"),
     "diverged": ("diverged", "a moment was not finite"),
 }
 SHARES = ("dying", "full")
@@ -148,7 +155,7 @@ def layer_cells(analysis: Analysis, columns: Sequence[str]) -> list[list[str]]:
 def _cell(row: Mapping[str, Any], column: str) -> str:
     if column in OUT_OF:
         return f"{row[column]}/{row[OUT_OF[column]]}"
-    return _share(row[column]) if column in SHARES else words(row[column])
+    return percent(row[column]) if column in SHARES else words(row[column])
 
 
 def exact_cells(analysis: Analysis) -> list[list[str]]:
@@ -161,15 +168,15 @@ def exact_cells(analysis: Analysis) -> list[list[str]]:
                 [
                     str(product.layer),
                     layer.name,
-                    _number(exact.lambda_max),
-                    _number(product.lambda_max),
-                    _number(exact.kappa(0.5)),
-                    _number(product.kappa50),
+                    number(exact.lambda_max),
+                    number(product.lambda_max),
+                    number(exact.kappa(0.5)),
+                    number(product.kappa50),
                     str(exact.rank),
                 ]
             )
     if network := analysis.network:
-        numbers = _number(network.lambda_max), _number(network.kappa(0.5)), str(network.rank)
+        numbers = number(network.lambda_max), number(network.kappa(0.5)), str(network.rank)
         rows.append(["", "whole network", numbers[0], "", numbers[1], "", numbers[2]])
     heading = ["#", "layer", "λmax exact", "λmax Σx⊗Σg", "κ50 exact", "κ50 Σx⊗Σg", "rank exact"]
     return [heading, *rows] if rows else []
@@ -208,24 +215,12 @@ def _wrapped(text: str, indent: str = "") -> str:
     ).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    return f"{value:.3g}"
-
-
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.0%}"
-
-
 def words(value: Any) -> str:
     """Write a setting, or a number to three digits; ∞ for infinite, – for unknown."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return _number(value)
+        return number(value)
     if value is None:
         return "–"
     return ", ".join(value) if isinstance(value, list | tuple) else str(value)
