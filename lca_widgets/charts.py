@@ -223,7 +223,8 @@ def analysis_figure(table: pd.DataFrame) -> Figure:
     ]
     if _rectified(table):
         panels.append(_unit_shares(table))
-    return figure(*panels)
+    # Beside the panels they would be cut off in a notebook whose side bar is open.
+    return figure(*panels).configure_legend(orient="bottom")
 
 
 def history_figure(table: pd.DataFrame) -> Figure:
