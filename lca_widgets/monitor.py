@@ -352,7 +352,7 @@ class Monitor(History):
     def _await_backward(self, output: Any, samples: int) -> None:
         """Count the pass when the first gradient comes to an output, and its backward pass once."""
         step, came = self._step, False
-        activity = {} if step is None else step.surroundings.latest_activity()
+        activity = {} if step is None else step.surroundings.latest
 
         def count(_: Tensor | None = None) -> None:
             nonlocal came

@@ -85,7 +85,7 @@ class Surroundings:
         self.activity: dict[str, UnitActivity] = {}
         self.samples = 0.0
         self._units = RectifierUnits()
-        self._latest: dict[str, UnitActivity] = {}
+        self.latest: dict[str, UnitActivity] = {}  # of the forward pass that ended last
         self._losses: list[Tensor] = []
 
     def __enter__(self) -> Surroundings:
@@ -95,7 +95,7 @@ class Surroundings:
 
     def __exit__(self, *exception: object) -> None:
         """Stop following them."""
-        self._latest = self._units.stop()
+        self.latest = self._units.stop()
 
     def layer_called(self, call: LayerCall) -> None:
         """Look at a call."""
@@ -110,15 +110,11 @@ class Surroundings:
 
     def end_batch(self, loss: Tensor, gradients: Sequence[Tensor | None], samples: int) -> None:
         """Take in Σ_n l_n of a batch, and its gradients with respect to the weights."""
-        self.count(self.latest_activity(), samples)
+        self.count(self.latest, samples)
         self._losses.append(loss)
         for weight, gradient in zip(self.weights.weights, gradients, strict=True):
             if gradient is not None:
                 self.weights.add_gradient(weight, gradient)
-
-    def latest_activity(self) -> dict[str, UnitActivity]:
-        """Return what was seen of the units in the forward pass that ended last."""
-        return self._latest
 
     def count(self, activity: Mapping[str, UnitActivity], samples: int) -> None:
         """Let a pass count, of which this was seen."""
