@@ -7,16 +7,35 @@ from typing import Any, ClassVar
 
 from lca_widgets.diagnosis import describe_magnitude, magnitude_factors
 from lca_widgets.experiments import MagnitudeSettings, magnitude
-from lca_widgets.records import Measurement
+from lca_widgets.records import Measurement, layer_table
 from lca_widgets.training import present_devices
 from lca_widgets.widgets.control_panel import Choice, Entry, Option, Slider
-from lca_widgets.widgets.lab import Lab
+from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
 from lca_widgets.widgets.state import changes
 
 __all__ = ["Magnitude"]
 
 _RELU = {"activation": "relu", "gain": 1.0}
+
+
+_LAYER_COLUMNS = ("layer", "lambda_max_x", "lambda_max_g", "kappa50_x")
+
+
+def _step_rows(measurement: Measurement) -> list[list[float]]:
+    return [[measurement.training.step, measurement.training.loss]]
+
+
+def _layer_rows(measurement: Measurement) -> list[list[float]]:
+    step = measurement.training.step
+    return [
+        [step, *(getattr(layer, column) for column in _LAYER_COLUMNS)]
+        for layer in measurement.layers
+    ]
+
+
+def _limits(settings: MagnitudeSettings, first: Measurement) -> dict[str, tuple[float, float]]:
+    return {"step": (0, settings.steps), "layer": (1, len(first.layers))}
 
 
 def _results(measurement: Measurement) -> dict[str, str]:
@@ -122,7 +141,12 @@ class Magnitude(Lab):
         },
         "20 layers × 256": _RELU | {"init": "lecun", "norm": "none", "depth": 20, "width": 256},
     }
-    layer_columns = ("step", "layer", "lambda_max_x", "lambda_max_g", "kappa50_x")
+    tables: ClassVar[Mapping[str, Table]] = {
+        "steps": Table(("step", "loss"), _step_rows),
+        "layers": Table(("step", *_LAYER_COLUMNS), _layer_rows),
+    }
+    limits = staticmethod(_limits)
+    tabulate = staticmethod(layer_table)
     panels = (
         Panel("profile", "λ_max(Σ_x) by layer", "layers", "layer", "lambda_max_x", log=True),
         Panel("line", "loss", "steps", "step", "loss", log=True),

@@ -12,14 +12,17 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import ipywidgets as ipw
 
-from lca_widgets.records import Measurement, layer_table, step_table
+from lca_widgets._format import percent
+from lca_widgets.training import StepRecord
 from lca_widgets.widgets import layout
 from lca_widgets.widgets.control_panel import Choice, Control, ControlPanel, Entry, Option
+from lca_widgets.widgets.finished import finished_figure
 from lca_widgets.widgets.live_chart import LiveChart, Panel
 from lca_widgets.widgets.runner import Runner, RunState
 from lca_widgets.widgets.state import changes, decode_state, encode_state
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
     from lca_widgets import charts
 
-__all__ = ["PICTURES_VARIABLE", "Lab"]
+__all__ = ["PICTURES_VARIABLE", "Lab", "Measured", "Table"]
 
 # Set by whoever stores notebooks: a lab then displays as a picture of its finished run, which shows
 # wherever there is no kernel, instead of a widget whose model is gone.
@@ -39,20 +42,46 @@ CUSTOM = "custom"
 SENTENCE_INTERVAL = 0.5  # seconds; words that change faster cannot be read
 
 
+class Measured(Protocol):
+    """What an experiment yields: anything that says at which step of the run it was measured."""
+
+    @property
+    def training(self) -> StepRecord:
+        """Step, loss and accuracy (NaN where there is none); whether the run diverged."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a lab's chart.
+
+    Attributes:
+        columns: Their names.
+        rows: Maps one measurement to its rows of this table: numbers in the order of `columns`.
+    """
+
+    columns: tuple[str, ...]
+    rows: Callable[[Any], Iterable[Sequence[float]]]
+
+
+def _step_and_loss(settings: Any, measurement: Measured) -> str:
+    record = measurement.training
+    return f"step {record.step}/{settings.steps} · loss {record.loss:.4g}"
+
+
 class _LabRun:
     """One run: its settings, what was measured so far, and how fast it goes."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-        self.measurements: list[Measurement] = []
+        self.measurements: list[Measured] = []
         self._last_batch: float | None = None  # when it came; None after a pause
         self._seconds_per_step = math.nan
 
     @property
-    def last(self) -> Measurement:
+    def last(self) -> Measured:
         return self.measurements[-1]
 
-    def add(self, fresh: Sequence[Measurement], *, running: bool) -> None:
+    def add(self, fresh: Sequence[Measured], *, running: bool) -> None:
         """Take a batch in; batches of a paused run tell nothing about its pace."""
         now = time.monotonic()
         if running and self._last_batch is not None:
@@ -87,19 +116,24 @@ class Lab(ipw.VBox):
     title: ClassVar[str]
     # A frozen dataclass with `steps`, `seed` and `device` among its fields.
     settings_type: ClassVar[type[Any]]
-    experiment: ClassVar[staticmethod[[Any], Iterator[Measurement]]]
+    experiment: ClassVar[staticmethod[[Any], Iterator[Any]]]  # of `Measured`
     controls: ClassVar[Sequence[Control]]
     header: ClassVar[Sequence[Control]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     panels: ClassVar[Sequence[Panel]]
-    # Columns of the chart's two tables, fields of StepRecord and LayerRecord.
-    step_columns: ClassVar[Sequence[str]] = ("step", "loss")
-    layer_columns: ClassVar[Sequence[str]]
+    chart_columns: ClassVar[int] = 2  # panels side by side where there is room
+    tables: ClassVar[Mapping[str, Table]]  # what the panels draw
+    # The fixed ends of axes, by column, from the settings and the first measurement.
+    limits: ClassVar[staticmethod[[Any, Any], dict[str, tuple[float, float]]]]
+    # All measurements of a run as the pandas table that is exported.
+    tabulate: ClassVar[staticmethod[[Any], pd.DataFrame]]
     # A run's short name for the legend; one or two sentences on a measurement; and its columns in
     # the table of kept runs.
     name_run: ClassVar[staticmethod[[Any], str]]
-    describe: ClassVar[staticmethod[[Measurement], str]]
-    results: ClassVar[staticmethod[[Measurement], dict[str, str]]]
+    describe: ClassVar[staticmethod[[Any], str]]
+    results: ClassVar[staticmethod[[Any], dict[str, str]]]
+    # Where a run stands, in a few words, from the settings and the latest measurement.
+    status: ClassVar[staticmethod[[Any, Any], str]] = staticmethod(_step_and_loss)
 
     def __init__(self, **settings: Any) -> None:
         self._settings = self.settings_type(**settings)
@@ -109,13 +143,13 @@ class Lab(ipw.VBox):
         self._pins: list[_LabRun] = []
         self._pins_to_restore: list[Any] = []
         self._sentence_time = 0.0
-        self._runner: Runner[tuple[_LabRun, Measurement]] = Runner(self._on_records, self._on_state)
+        self._runner: Runner[tuple[_LabRun, Measured]] = Runner(self._on_records, self._on_state)
         self._build()
         super().__init__(children=self._screen)
         self._show_texts()
 
     @classmethod
-    def run(cls, **settings: Any) -> list[Measurement]:
+    def run(cls, **settings: Any) -> list[Measured]:
         """Do the lab's experiment without a screen and return its measurements."""
         return list(cls.experiment(cls.settings_type(**settings)))
 
@@ -138,13 +172,13 @@ class Lab(ipw.VBox):
         return encode_state(self._settings, pins)
 
     @property
-    def measurements(self) -> list[Measurement]:
+    def measurements(self) -> list[Measured]:
         """What was measured so far in the run on screen."""
         return list(self._shown.measurements) if self._shown else []
 
     def table(self) -> pd.DataFrame:
-        """Return the run on screen as a tidy pandas table, one row a layer and step."""
-        return layer_table(self.measurements)
+        """Return the run on screen as a tidy pandas table, the one that CSV exports."""
+        return self.tabulate(self.measurements)
 
     def start(self, *, paused: bool = False) -> None:
         """Start the run that the controls describe, in place of the one in progress."""
@@ -206,17 +240,17 @@ class Lab(ipw.VBox):
         """
         if not self.measurements:
             raise RuntimeError("the lab has not measured anything yet: call start() and wait()")
-        return _figure(self.panels, self.measurements)
+        return self._finished(self.measurements)
 
     def code(self) -> str:
         """Return the lines of Python that repeat the run on screen without the lab."""
         settings = changes(self._settings_on_screen)
         arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         return (
-            "import lca_widgets as lca\n"
-            "from lca_widgets.records import layer_table\n\n"
-            f"measurements = lca.labs.{type(self).__name__}.run({arguments})\n"
-            "print(layer_table(measurements))\n"
+            "import lca_widgets as lca\n\n"
+            f"lab = lca.labs.{type(self).__name__}\n"
+            f"measurements = lab.run({arguments})\n"
+            "print(lab.tabulate(measurements))\n"
         )
 
     def export_csv(self) -> None:
@@ -236,7 +270,7 @@ class Lab(ipw.VBox):
             self._start_once()
             bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
             return bundle
-        picture = _figure(self.panels, self.run(**changes(self._settings))).png()
+        picture = self._finished(self.run(**changes(self._settings))).png()
         return {"text/plain": repr(self), "image/png": base64.b64encode(picture).decode()}
 
     def close(self) -> None:
@@ -256,7 +290,9 @@ class Lab(ipw.VBox):
         self.toolbar = Toolbar()
         self.toolbar.on_press(self._on_press)
         self.chart = LiveChart(
-            self.panels, tables={"steps": self.step_columns, "layers": self.layer_columns}
+            self.panels,
+            tables={name: table.columns for name, table in self.tables.items()},
+            columns=self.chart_columns,
         )
         self.chart.on_ready(self._start_once)  # for a lab displayed inside another widget
         self.chart.on_closed(self.stop)  # a cell that is run again leaves no training behind
@@ -362,25 +398,18 @@ class Lab(ipw.VBox):
 
     # From the runner to the screen (worker thread, under the runner's lock)
 
-    def _records(self, run: _LabRun) -> Iterator[tuple[_LabRun, Measurement]]:
+    def _records(self, run: _LabRun) -> Iterator[tuple[_LabRun, Measured]]:
         for measurement in self.experiment(run.settings):
             yield run, measurement
 
-    def _on_records(self, records: list[tuple[_LabRun, Measurement]]) -> None:
+    def _on_records(self, records: list[tuple[_LabRun, Measured]]) -> None:
         run, fresh = records[0][0], [measurement for _, measurement in records]
         if run is not self._shown:
             self._shown = run
-            limits = {"step": (0, run.settings.steps), "layer": (1, len(fresh[0].layers))}
+            limits = self.limits(run.settings, fresh[0])
             self.chart.begin(self.name_run(run.settings), x_limits=limits)
         run.add(fresh, running=self._runner.state is RunState.RUNNING)
-        self.chart.append(
-            steps=[[getattr(m.training, c) for c in self.step_columns] for m in fresh],
-            layers=[
-                [m.training.step, *(getattr(layer, c) for c in self.layer_columns[1:])]
-                for m in fresh
-                for layer in m.layers
-            ],
-        )
+        self.chart.append(None, **self._rows(fresh))
         self._show_status(self._runner.state)
         if time.monotonic() - self._sentence_time > SENTENCE_INTERVAL:
             self._show_sentence()
@@ -401,6 +430,22 @@ class Lab(ipw.VBox):
             self._show_sentence()
             self._show_texts()
 
+    def _rows(self, measurements: Sequence[Measured]) -> dict[str, list[Sequence[float]]]:
+        """What the chart's tables get from some measurements."""
+        return {
+            name: [row for measurement in measurements for row in table.rows(measurement)]
+            for name, table in self.tables.items()
+        }
+
+    def _finished(self, measurements: Sequence[Measured]) -> charts.Figure:
+        import pandas as pd
+
+        frames = {
+            name: pd.DataFrame(rows, columns=list(self.tables[name].columns))
+            for name, rows in self._rows(measurements).items()
+        }
+        return finished_figure(self.panels, frames, columns=self.chart_columns)
+
     # Words
 
     def _show_status(self, state: RunState) -> None:
@@ -411,7 +456,7 @@ class Lab(ipw.VBox):
             self.toolbar.show(state=state.value, text=text, progress=0)
             return
         record, steps = run.last.training, run.settings.steps
-        parts = [f"step {record.step}/{steps}", f"loss {record.loss:.4g}"]
+        parts = [self.status(run.settings, run.last)]
         if state is RunState.RUNNING and run.seconds_left() >= 1:
             parts.append(f"{run.seconds_left():.0f} s left")
         diverged = record.diverged and state is RunState.FINISHED
@@ -451,31 +496,10 @@ class Lab(ipw.VBox):
             "run": self.name_run(run.settings),
             "steps": f"{record.step}/{run.settings.steps}{' diverged' if record.diverged else ''}",
             "loss": f"{record.loss:.3g}",
-            "accuracy": f"{record.accuracy:.0%}",
+            "accuracy": percent(record.accuracy),
             **self.results(run.last),
         }
 
 
 def _only(controls: Sequence[Control], values: Mapping[str, Any]) -> dict[str, Any]:
     return {control.name: values[control.name] for control in controls}
-
-
-def _figure(panels: Sequence[Panel], measurements: Sequence[Measurement]) -> charts.Figure:
-    """The live panels as Altair charts: the same tables, titles and scales."""
-    from lca_widgets import charts  # Altair takes seconds to import, and a live lab draws without
-
-    tables = {"steps": step_table(measurements), "layers": layer_table(measurements)}
-    return charts.figure(*(_altair(panel, tables[panel.table]) for panel in panels))
-
-
-def _altair(panel: Panel, table: pd.DataFrame) -> Any:
-    from lca_widgets import charts
-
-    if panel.kind == "heatmap":
-        return charts.heat_map(table, panel.colour, title=panel.title, log=panel.log)
-    if panel.kind == "line":
-        return charts.curve(table, panel.y, x=panel.x, title=panel.title, log=panel.log)
-    first, last = table["step"].min(), table["step"].max()
-    ends = table[table["step"].isin((first, last))]
-    ends = ends.assign(when=ends["step"].map({first: "at start", last: f"step {last}"}))
-    return charts.profile(ends, panel.y, by="when", title=panel.title, log=panel.log)

@@ -36,16 +36,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import anywidget
 import numpy as np
 import numpy.typing as npt
 import traitlets
 
-Kind = Literal["line", "profile", "heatmap"]
+Kind = Literal["line", "profile", "heatmap", "path", "matrix"]
 Rows = npt.NDArray[np.float64]
 
+KINDS = get_args(Kind)
+COLOURED = ("heatmap", "matrix")  # kinds whose value is a colour
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -56,16 +58,31 @@ class Panel:
     Attributes:
         kind: `"line"` draws `y` against `x` for all rows of the run; `"profile"` draws only the
             rows of the latest step, and those of the first step as a thin dotted line;
-            `"heatmap"` has `x` and `y` as axes and `colour` as the value.
+            `"heatmap"` has `x` and `y` as axes and `colour` as the value; `"path"` draws `y`
+            against `x` in the order of the rows, a unit being equally long on both axes, with a
+            ring at the first and a dot at the latest point; `"matrix"` draws the rows of the
+            latest step as square cells, `x` to the right and `y` downwards.
         title: What is shown, in a few words; also the panel's accessible name.
         table: The table that is drawn.
         x: Column of the horizontal axis.
         y: Column of the vertical axis.
-        colour: Column of the colour (heat maps only).
+        colour: Column of the colour (heat maps and matrices only). The colours of a matrix without
+            a logarithmic scale are symmetrical about zero where it has negative values.
         x_label: Text at the horizontal axis; the column's name if empty.
         y_label: Text at the vertical axis.
-        log: Whether the value (`y`, or `colour` of a heat map) has a logarithmic scale.
-        step: Column whose last value says which rows are the latest (profiles only).
+        log: Whether the value (`y`, or `colour` of a heat map or matrix) has a logarithmic scale.
+        step: Column whose last value says which rows are the latest (profiles and matrices).
+        backdrop: A table with the same columns `x` and `y` that is drawn behind a path as thin
+            lines, such as contours, broken at rows of NaN. It sets the ends of both axes; the path
+            is cut off there.
+        by: Column of whole numbers 0, 1, … (lines and profiles only): each is a line of its own,
+            and a profile then draws the latest step alone.
+        names: What the panel's legend calls those lines.
+        low: Lower end of a band that is drawn behind a line.
+        high: Upper end of that band.
+        x_log: Whether the horizontal axis of a line or profile is logarithmic. Rows that have no
+            place on it (zero or negative) are not drawn.
+        rows: 2 for a panel as high as two.
     """
 
     kind: Kind
@@ -78,25 +95,63 @@ class Panel:
     y_label: str = ""
     log: bool = False
     step: str = "step"
+    backdrop: str = ""
+    by: str = ""
+    names: Sequence[str] = ()
+    low: str = ""
+    high: str = ""
+    x_log: bool = False
+    rows: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("line", "profile", "heatmap"):
+        where = f"panel {self.title!r}"
+        curve = self.kind in ("line", "profile")
+        if self.kind not in KINDS:
+            kinds = ", ".join(repr(kind) for kind in KINDS)
+            raise ValueError(f"{where}: kind {self.kind!r}; one of {kinds} expected")
+        if (self.kind in COLOURED) != bool(self.colour):
             raise ValueError(
-                f"panel {self.title!r}: kind {self.kind!r}; 'line', 'profile' or 'heatmap' expected"
+                f"{where}: a heat map or a matrix, and nothing else, has a colour; "
+                f"kind {self.kind!r} was given colour {self.colour!r}"
             )
-        if (self.kind == "heatmap") != bool(self.colour):
-            raise ValueError(f"panel {self.title!r}: a heat map, and only a heat map, has a colour")
+        if self.backdrop and self.kind != "path":
+            raise ValueError(f"{where}: only a path has a backdrop, not kind {self.kind!r}")
+        if self.log and self.kind == "path":
+            raise ValueError(f"{where}: a path has no logarithmic scale (log=True)")
+        if not curve and (self.by or self.x_log):
+            option = f"by={self.by!r}" if self.by else "x_log=True"
+            raise ValueError(f"{where}: {option} is for 'line' and 'profile', not {self.kind!r}")
+        if isinstance(self.names, str) or len(set(self.names)) < len(self.names):
+            raise ValueError(f"{where}: names must be different texts, got {self.names!r}")
+        if bool(self.by) != bool(self.names):
+            raise ValueError(
+                f"{where}: by and names go together, got by={self.by!r}, names={self.names!r}"
+            )
+        if bool(self.low) != bool(self.high) or (self.low and self.kind != "line"):
+            raise ValueError(
+                f"{where}: a band has low and high and belongs to a 'line', "
+                f"got low={self.low!r}, high={self.high!r} and kind {self.kind!r}"
+            )
+        if self.rows not in (1, 2):
+            raise ValueError(f"{where}: rows must be 1 or 2, got {self.rows!r}")
 
     @property
     def value(self) -> str:
         """The column that carries the measured value."""
-        return self.colour if self.kind == "heatmap" else self.y
+        return self.colour or self.y
 
     @property
     def columns_used(self) -> tuple[str, ...]:
-        """Every column that this panel reads."""
-        last = {"line": (), "profile": (self.step,), "heatmap": (self.colour,)}[self.kind]
-        return (self.x, self.y, *last)
+        """Every column that this panel reads from its table."""
+        step = self.step if self.kind in ("profile", "matrix") else ""
+        used = (self.x, self.y, self.colour, step, self.by, self.low, self.high)
+        return tuple(column for column in used if column)
+
+    @property
+    def log_columns(self) -> tuple[str, ...]:
+        """The columns that are drawn on a logarithmic scale."""
+        values = (self.value, self.low, self.high) if self.log else ()
+        return tuple(column for column in (*values, self.x if self.x_log else "") if column)
 
 
 class _Run:
@@ -205,7 +260,9 @@ class LiveChart(anywidget.AnyWidget):
 
         Args:
             label: What the legend calls this run.
-            x_limits: Fixed ends of axes, by column, so that nothing moves while rows arrive.
+            x_limits: Fixed ends of axes, by column, so that nothing moves while rows arrive: of
+                a horizontal axis, or of a value's. Where values exceed theirs, the axis widens;
+                the colours of a matrix do not.
 
         Returns:
             The run's number, to hand to `append` from a thread that may be out of date.
@@ -362,7 +419,7 @@ class LiveChart(anywidget.AnyWidget):
 
 
 def _is_log(panels: Sequence[Panel], table: str, column: str) -> bool:
-    return any(p.log and p.table == table and p.value == column for p in panels)
+    return any(p.table == table and column in p.log_columns for p in panels)
 
 
 def _described(run: _Run) -> dict[str, Any]:
@@ -385,13 +442,21 @@ def _check_spec(panels: Sequence[Panel], tables: Mapping[str, Sequence[str]], co
     if "run" in tables:
         raise ValueError("no table can be called 'run': append(run=...) names the run")
     for panel in panels:
-        if panel.table not in tables:
-            known = ", ".join(tables)
-            raise ValueError(f"panel {panel.title!r}: no table {panel.table!r}; known: {known}")
-        for column in panel.columns_used:
-            if column not in tables[panel.table]:
-                known = ", ".join(tables[panel.table])
-                raise ValueError(
-                    f"panel {panel.title!r}: no column {column!r} in table {panel.table!r}; "
-                    f"its columns: {known}"
-                )
+        _check_columns(panel, tables, panel.table, panel.columns_used)
+        if panel.backdrop:
+            _check_columns(panel, tables, panel.backdrop, (panel.x, panel.y))
+
+
+def _check_columns(
+    panel: Panel, tables: Mapping[str, Sequence[str]], table: str, columns: Sequence[str]
+) -> None:
+    if table not in tables:
+        known = ", ".join(tables)
+        raise ValueError(f"panel {panel.title!r}: no table {table!r}; known: {known}")
+    for column in columns:
+        if column not in tables[table]:
+            known = ", ".join(tables[table])
+            raise ValueError(
+                f"panel {panel.title!r}: no column {column!r} in table {table!r}; "
+                f"its columns: {known}"
+            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
@@ -16,6 +16,8 @@ __all__ = ["changes", "decode_state", "encode_state"]
 
 Settings = TypeVar("Settings")
 
+# bool("False") is True: only the two words that were written are read.
+_READ: dict[type, Callable[[str], Any]] = {bool: {"True": True, "False": False}.__getitem__}
 DEFAULTS = "default"  # stands for settings that differ in nothing, where "" would be overlooked
 
 
@@ -79,8 +81,8 @@ def _decode(text: str, settings_type: type[Settings]) -> Settings:
         if name not in types:
             raise ValueError(f"state has no setting {name!r}; there are {', '.join(types)}")
         try:
-            values[name] = types[name](value)
-        except ValueError:
+            values[name] = _READ.get(types[name], types[name])(value)
+        except (KeyError, ValueError):
             raise ValueError(
                 f"state: {name} must be of type {types[name].__name__}, got {value!r}"
             ) from None

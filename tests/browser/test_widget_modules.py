@@ -36,8 +36,8 @@ def layers(step: int, *values: float) -> list[list[float]]:
 class ChartOnPage:
     """A mounted chart, in the words of its tests."""
 
-    def __init__(self, mount: Mount, *panels: Panel, **options: Any) -> None:
-        self.chart = LiveChart(panels or (LOSS, BY_LAYER, MAP), TABLES)
+    def __init__(self, mount: Mount, *panels: Panel, tables: Any = TABLES, **options: Any) -> None:
+        self.chart = LiveChart(panels or (LOSS, BY_LAYER, MAP), tables)
         self.mounted = mount(self.chart, "spec", **options)
         self.mounted.deliver()
         self.page: Page = self.mounted.page
@@ -363,6 +363,365 @@ def test_a_narrow_page_has_one_column(chart: ChartOnPage, page: Page) -> None:
     page.evaluate("document.getElementById('root').style.width = '400px'")
     chart.mounted.settle()
     assert page.locator(".lca-chart-panel").evaluate_all(tops) == 3
+
+
+SERIES_TABLES = {
+    "n": ("step", "n", "of", "value", "low", "high"),
+    "cells": ("step", "column", "row", "entry"),
+    "points": ("step", "a", "b"),
+    "ring": ("a", "b"),
+}
+NAMES = ("measured", "predicted", "bound")
+SERIES = Panel("line", "series", "n", "n", "value", by="of", names=NAMES, log=True)
+BANDS = Panel(
+    "line", "bands", "n", "n", "value", by="of", names=NAMES, low="low", high="high", x_log=True
+)
+LATEST = Panel("profile", "latest", "n", "n", "value", by="of", names=NAMES)
+MATRIX = Panel("matrix", "matrix", "cells", "column", "row", "entry", rows=2)
+PATH = Panel("path", "path", "points", "a", "b", backdrop="ring", rows=2)
+FREE_PATH = Panel("path", "free", "points", "a", "b")
+RING = [[-3, -1], [3, -1], [np.nan, np.nan], [-3, 1], [3, 1]]
+
+
+def samples(step: int, *values: float) -> list[list[float]]:
+    """One row for n = 1, 10, 100 of each line."""
+    return [
+        [step, 10**k, of, value * 2.0**-k, value * 2.0**-k / 2, value * 2.0**-k * 2]
+        for k in range(3)
+        for of, value in enumerate(values)
+    ]
+
+
+def cells(step: int, *lines: list[float]) -> list[list[float]]:
+    return [[step, j, i, entry] for i, line in enumerate(lines) for j, entry in enumerate(line)]
+
+
+@pytest.fixture
+def series(mount: Mount) -> Callable[..., ChartOnPage]:
+    """A chart of these panels over the tables of series, cells and points."""
+
+    def show(*panels: Panel, **options: Any) -> ChartOnPage:
+        chart = ChartOnPage(mount, *panels, tables=SERIES_TABLES, **options)
+        chart.chart.begin("new")
+        return chart
+
+    return show
+
+
+def test_series_differ_by_colour_dash_and_marker_and_are_named_under_the_title(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    chart = series(SERIES)
+    chart.chart.append(n=samples(0, 1, 2, 4))
+    chart.mounted.settle()
+    look = """(groups) => groups.map((g) => [g.dataset.name, g.getAttribute("stroke"),
+        g.querySelector(".curve").getAttribute("stroke-dasharray"),
+        g.querySelector(".markers").getAttribute("d").replace(/[\\d. -]+/g, " ")])"""
+    looks = chart.series("now", "series").evaluate_all(look)
+    assert [name for name, *_ in looks] == list(NAMES)
+    assert all(len(set(cue)) == 3 for cue in zip(*looks, strict=True))
+    legend = chart.page.locator(".names").bounding_box()
+    frame = chart.page.locator(".axes rect").bounding_box()
+    assert chart.page.locator(".names text").all_text_contents() == list(NAMES)
+    assert legend["y"] + legend["height"] <= frame["y"] + 1
+
+
+def test_series_on_top_of_one_another_have_their_markers_in_turn(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    chart = series(SERIES)
+    chart.chart.append(n=[[0, n, of, 1, 1, 1] for n in range(70) for of in range(2)])
+    chart.mounted.settle()
+    starts = chart.page.locator("g[data-series=now] .markers").evaluate_all(
+        "(all) => all.map((m) => m.getAttribute('d').match(/M[\\d.]+/g).map((x) => +x.slice(1)))"
+    )
+    assert [len(xs) for xs in starts] == [7, 7]
+    between = abs(starts[0][0] - starts[1][0])
+    assert between == pytest.approx((starts[0][1] - starts[0][0]) / 3, abs=4)
+
+
+def test_the_names_of_series_wrap_where_there_is_little_room(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    long = tuple(f"eigendirection {k}, predicted" for k in range(3))
+    chart = series(Panel("line", "series", "n", "n", "value", by="of", names=long), width=330)
+    chart.mounted.settle()
+    boxes = [text.bounding_box() for text in chart.page.locator(".names text").all()]
+    assert len({box["y"] for box in boxes}) == 3
+    frame = chart.page.locator(".axes rect").bounding_box()
+    assert max(box["y"] + box["height"] for box in boxes) <= frame["y"] + 1
+    assert frame["height"] > 60
+
+
+def test_pinned_series_are_grey_with_the_dashes_of_their_own_line(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    chart = series(SERIES)
+    chart.chart.append(n=samples(0, 1, 2, 4))
+    chart.chart.pin("old")
+    chart.chart.begin("now")
+    chart.chart.append(n=samples(0, 1, 3, 9))
+    chart.mounted.settle()
+    dashes = "(all) => all.map((g) => g.querySelector('.curve').getAttribute('stroke-dasharray'))"
+    assert chart.series("pin", "series").evaluate_all(dashes) == chart.series(
+        "now", "series"
+    ).evaluate_all(dashes)
+    greys = chart.series("pin", "series").evaluate_all(
+        "(all) => all.map((g) => g.getAttribute('stroke'))"
+    )
+    assert all(grey[1:3] == grey[3:5] == grey[5:7] for grey in greys)
+
+
+def test_a_profile_of_series_draws_the_latest_step_alone(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    chart = series(LATEST)
+    chart.chart.append(n=samples(0, 1, 2, 4) + samples(1, 1, 2))
+    chart.mounted.settle()
+    points = "(all) => all.map((g) => g.dataset.points)"
+    assert chart.series("now", "latest").evaluate_all(points) == ["3", "3", "0"]
+    assert chart.series("start", "latest").count() == 0
+    assert chart.page.locator("[data-legend=start]").count() == 0
+
+
+def test_bands_lie_behind_their_lines_on_a_logarithmic_horizontal_axis(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    chart = series(BANDS)
+    chart.chart.append(n=[*samples(0, 4, 8), [0, 0, 0, 5, 5, 5]])  # n = 0 has no place
+    chart.mounted.settle()
+    assert chart.page.locator(".x-tick").all_text_contents() == ["1", "10", "100"]
+    places = chart.page.locator(".x-tick").evaluate_all(
+        "(all) => all.map((t) => +t.getAttribute('x'))"
+    )
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.5)
+    now = chart.series("now", "bands")
+    assert now.evaluate_all("(all) => all.map((g) => g.dataset.points)") == ["3", "3", "0"]
+    bands = chart.page.locator(".marks > *").evaluate_all(
+        "(all) => all.map((e) => e.getAttribute('class'))"
+    )
+    assert bands[:2] == ["band", "band"]
+    band = chart.page.locator(".band[data-name=measured]").bounding_box()
+    curve = now.first.locator(".curve").bounding_box()
+    assert band["y"] < curve["y"]
+    assert band["y"] + band["height"] > curve["y"] + curve["height"]
+
+
+def test_hovering_reads_every_series_at_the_same_place(series: Callable[..., ChartOnPage]) -> None:
+    chart = series(BANDS)
+    chart.chart.append(n=samples(0, 4, 8, 16))
+    chart.mounted.settle()
+    box = chart.page.locator(".axes rect").bounding_box()
+    chart.page.mouse.move(box["x"] + box["width"] / 2 + 4, box["y"] + 30)
+    lines = chart.page.locator(".lca-chart-readout div").all_text_contents()
+    assert lines == ["n 10", "measured: 2", "predicted: 4", "bound: 8"]
+
+
+def test_a_matrix_has_square_cells_and_its_first_row_above(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    chart = series(MATRIX)
+    chart.chart.append(cells=cells(0, [9, 9, 9]) + cells(1, [4, 0, -1], [0, -4, 0]))
+    chart.mounted.settle()
+    image = chart.page.locator("image[visibility=visible]")
+    assert image.get_attribute("data-cells") == "6"  # of the latest step
+    size = {name: float(image.get_attribute(name)) for name in ("x", "y", "width", "height")}
+    assert size["width"] / 3 == pytest.approx(size["height"] / 2)
+    texts = {name: chart.page.locator(f".key-{name}").text_content() for name in ("low", "high")}
+    assert texts == {"low": "-4", "high": "4"}
+    grey = chart.page.evaluate(
+        """async () => {
+          const image = new Image();
+          image.src = document.querySelector("image[visibility=visible]").getAttribute("href");
+          await image.decode();
+          const context = document.createElement("canvas").getContext("2d");
+          context.drawImage(image, 0, 0);
+          return [[0, 0], [1, 0], [2, 0], [1, 1]].map(([x, y]) =>
+            [...context.getImageData(x, y, 1, 1).data.slice(0, 3)]); }"""
+    )
+    light = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in grey]
+    assert light[0] > light[1] + 20 > light[2] + 20 > light[3] + 20
+    assert max(grey[1]) - min(grey[1]) < 16  # zero is grey
+    ticks = chart.page.locator(".y-tick")
+    assert ticks.all_text_contents() == ["0", "1"]
+    assert ticks.first.bounding_box()["y"] < ticks.last.bounding_box()["y"]
+
+
+def test_hovering_a_matrix_reads_row_and_column(series: Callable[..., ChartOnPage]) -> None:
+    chart = series(MATRIX)
+    chart.chart.append(cells=cells(3, [1, 2, 3], [4, 5, 6]))
+    chart.mounted.settle()
+    box = chart.page.locator(".axes rect").bounding_box()
+    chart.page.mouse.move(box["x"] + box["width"] - 5, box["y"] + 5)
+    readout = chart.page.locator(".lca-chart-readout")
+    expect(readout).to_have_text("column 2, row 0 · 3")
+    chart.page.mouse.move(box["x"] + 5, box["y"] + box["height"] - 5)
+    expect(readout).to_have_text("column 0, row 1 · 4")
+
+
+def test_a_unit_is_equally_long_on_both_axes_of_a_path(series: Callable[..., ChartOnPage]) -> None:
+    chart = series(PATH, FREE_PATH)
+    chart.chart.append(points=[[0, 2, 0.5], [1, 1, -0.5]], ring=RING)
+    chart.mounted.settle()
+    frame = chart.page.locator("svg[data-panel=path] .axes rect").bounding_box()
+    assert frame["width"] / 6 == pytest.approx(frame["height"] / 2, rel=0.03)
+    for panel in ("path", "free"):
+        marks = chart.page.locator(f"svg[data-panel={panel}] circle")
+        [ring, dot] = [
+            [float(mark.get_attribute(name)) for name in ("cx", "cy")] for mark in marks.all()
+        ]
+        assert ring[0] - dot[0] == pytest.approx(dot[1] - ring[1], abs=0.3)  # both a unit
+
+
+def test_a_path_is_cut_off_at_its_backdrop_with_an_arrow_to_what_is_outside(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    chart = series(PATH)
+    chart.chart.append(points=[[0, 2, 0.5], [1, 0, 1e30], [2, np.nan, 1], [3, 1e9, 0]], ring=RING)
+    chart.mounted.settle()
+    now = chart.series("now", "path")
+    assert now.get_attribute("data-points") == "1"
+    assert now.locator(".first").count() == 1
+    frame = chart.page.locator(".axes rect").bounding_box()
+    arrow = now.locator(".latest.outside").bounding_box()
+    assert 0 <= frame["x"] + frame["width"] - arrow["x"] - arrow["width"] < 6
+    assert chart.page.locator(".backdrop").get_attribute("d").count("M") == 2
+    numbers = re.findall(r"-?[\d.]+", now.locator(".curve").get_attribute("d"))
+    assert all(abs(float(number)) < 2000 for number in numbers)
+    label = chart.page.locator("svg[data-panel=path]")
+    expect(label).to_have_attribute("aria-label", re.compile("latest is outside of the picture"))
+
+
+def test_hovering_a_path_reads_the_nearest_point(series: Callable[..., ChartOnPage]) -> None:
+    chart = series(PATH)
+    chart.chart.append(points=[[0, 2, 0.5], [7, -2, -0.5]], ring=RING)
+    chart.mounted.settle()
+    box = chart.page.locator(".latest").bounding_box()
+    chart.page.mouse.move(box["x"] + 12, box["y"] - 4)
+    lines = chart.page.locator(".lca-chart-readout div").all_text_contents()
+    assert lines == ["step 7", "a -2, b -0.5"]
+
+
+def test_new_kinds_speak_of_what_they_show(series: Callable[..., ChartOnPage]) -> None:
+    chart = series(SERIES, MATRIX, PATH)
+    chart.chart.append(
+        n=samples(0, 1, 2, 4), cells=cells(5, [1, np.inf]), points=[[0, 2, 0.5]], ring=RING
+    )
+    for name, words in {
+        "series": "3 lines. measured: latest, n 100: 0.25.",
+        "matrix": "1 rows, 2 columns at step 5. .* 1 cells ∞",
+        "path": "1 points, from a 2, b 0.5 to a 2, b 0.5",
+    }.items():
+        panel = chart.page.locator(f"svg[role=img][data-panel='{name}']")
+        expect(panel).to_have_attribute("aria-label", re.compile(words))
+
+
+def test_a_tall_panel_stands_beside_two_others(series: Callable[..., ChartOnPage]) -> None:
+    chart = series(MATRIX, SERIES, BANDS, LATEST)
+    chart.mounted.settle()
+
+    def boxes() -> Any:
+        return [panel.bounding_box() for panel in chart.page.locator(".lca-chart-panel").all()]
+
+    tall, above, below, last = boxes()
+    assert (tall["y"], tall["x"]) == (above["y"], last["x"])
+    assert tall["y"] + tall["height"] == below["y"] + below["height"] < last["y"]
+    assert above["x"] == below["x"] > tall["x"]
+    chart.page.evaluate("document.getElementById('root').style.width = '400px'")
+    chart.mounted.settle()
+    narrow = boxes()
+    assert len({box["x"] for box in narrow}) == 1
+    assert narrow[0]["height"] > 2 * narrow[1]["height"]
+    assert [box["y"] for box in narrow] == sorted(box["y"] for box in narrow)
+
+
+def test_fixed_ends_of_a_value_hold_from_the_first_row(mount: Mount) -> None:
+    chart = ChartOnPage(mount, LOSS)
+    chart.chart.begin("", LIMITS | {"loss": (1e-6, 1.0)})
+    chart.chart.append(steps=[0, 0.5])
+    chart.mounted.settle()
+    ticks = chart.y_ticks()
+    assert ticks[0] == "10⁻⁶"
+    assert ticks[-1] == "10⁰"
+    chart.chart.append(steps=[1, 50.0])
+    chart.mounted.settle()
+    assert chart.y_ticks()[-1] == "10²"
+
+
+def test_a_reloaded_page_shows_the_new_kinds_again(
+    series: Callable[..., ChartOnPage], mount: Mount
+) -> None:
+    chart = series(SERIES, MATRIX, PATH)
+    chart.chart.append(n=samples(0, 1, 2), cells=cells(0, [1, 2]), points=[[0, 2, 0]], ring=RING)
+    again = mount(chart.chart, "spec")
+    again.deliver()
+    again.settle()
+    assert again.root.get_attribute("data-rows") == str(6 + 2 + 1 + 5)
+    assert chart.series("now", "series").count() == 3
+    assert chart.page.locator("image[visibility=visible]").get_attribute("data-cells") == "2"
+    assert chart.series("now", "path").get_attribute("data-points") == "1"
+
+
+def test_an_exported_svg_places_tall_panels_as_the_page_does(
+    series: Callable[..., ChartOnPage], tmp_path: Path
+) -> None:
+    chart = series(PATH, SERIES, BANDS, MATRIX)
+    chart.chart.append(n=samples(0, 1, 2), cells=cells(0, [1, 0]), points=[[0, 2, 0]], ring=RING)
+    with chart.page.expect_download() as download:
+        chart.chart.export("svg", "run.svg")
+    download.value.save_as(tmp_path / "run.svg")
+    root = ET.parse(tmp_path / "run.svg").getroot()
+    panels = root.findall("{http://www.w3.org/2000/svg}svg")
+    places = [(int(panel.get("x")), int(panel.get("y"))) for panel in panels]
+    assert places == [(12, 34), (452, 34), (452, 254), (12, 474)]
+    assert int(root.get("height")) == 34 + 4 * 220 + 12
+
+
+def test_twenty_updates_a_second_of_fifty_rows_keep_up(series: Callable[..., ChartOnPage]) -> None:
+    chart = series(SERIES, LATEST, MATRIX, PATH)
+    chart.chart.append(ring=RING)
+    chart.mounted.settle()
+    paints = chart.page.evaluate(
+        """async () => {
+          const text = (rows) => btoa(String.fromCharCode(
+            ...new Uint8Array(new Float32Array(rows.flat()).buffer)));
+          const fifty = (row) => Array.from({length: 50}, (_, i) => row(i));
+          const paints = [];
+          for (let step = 0; step < 60; step++) {  // three seconds of a run
+            const wave = (i) => Math.exp(-step / 40) * Math.cos(step + i / 50);
+            const rows = [fifty((i) => [step, 50 * step + i, i % 3, 2 + wave(i), 1, 2]),
+              fifty((i) => [step, i % 10, Math.floor(i / 10), wave(i)]),
+              fifty((i) => [step, 2 * wave(i), wave(i - 25)])].map(text);
+            model.receive({type: "rows", run: 1,
+              tables: [["n", 50], ["cells", 50], ["points", 50]]}, rows);
+            const began = await new Promise(requestAnimationFrame);
+            paints.push(document.querySelector(".lca-chart").dataset.lastPaint - began); }
+          return paints; }"""
+    )
+    assert chart.painted()["rows"] == str(60 * 150 + 5)
+    assert int(chart.painted()["paints"]) >= 60
+    assert 0 < np.median(paints) < 50  # ms: twenty of them fit into a second
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_colours_of_series_can_be_read_on_both_themes(
+    series: Callable[..., ChartOnPage], theme: str
+) -> None:
+    names = tuple("abcdef")
+    chart = series(Panel("line", "t", "n", "n", "value", by="of", names=names), theme=theme)
+    chart.chart.append(n=samples(0, 1, 2, 3, 4, 5, 6))
+    chart.mounted.settle()
+    strokes = chart.series("now", "t").evaluate_all(
+        "(all) => all.map((g) => g.getAttribute('stroke'))"
+    )
+    assert len(set(strokes)) == 6
+    back = {"light": 1.0, "dark": ((0x11 / 255 + 0.055) / 1.055) ** 2.4}[theme]
+    for stroke in strokes:
+        parts = [int(stroke[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        high, low = max(light, back), min(light, back)
+        assert (high + 0.05) / (low + 0.05) >= 3.0, stroke  # WCAG 1.4.11
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -86,6 +86,15 @@ def test_only_the_column_a_log_panel_draws_is_log(chart: LiveChart) -> None:
     assert chart.spec["tables"]["layers"]["log"] == [2]
 
 
+def test_every_column_on_a_logarithmic_scale_is_sent_as_its_logarithm() -> None:
+    band = Panel("line", "t", "n", "n", "kappa", low="low", high="high", log=True)
+    samples = Panel("line", "t", "m", "n", "kappa", low="low", high="high", x_log=True)
+    columns = ("n", "kappa", "low", "high")
+    chart = LiveChart([band, samples], {"n": columns, "m": columns})
+    assert chart.spec["tables"]["n"]["log"] == [1, 2, 3]
+    assert chart.spec["tables"]["m"]["log"] == [0]
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -234,6 +243,15 @@ def test_limits_are_checked(chart: LiveChart, limits: Any, words: str) -> None:
         (Panel("line", "t", "nothing", "step", "loss"), "no table 'nothing'"),
         (Panel("line", "t", "steps", "step", "los"), "no column 'los'"),
         (Panel("profile", "t", "steps", "step", "loss", step="time"), "no column 'time'"),
+        (Panel("matrix", "t", "steps", "step", "loss", "loss", step="time"), "no column 'time'"),
+        (Panel("line", "t", "steps", "step", "loss", low="a", high="loss"), "no column 'a'"),
+        (Panel("line", "t", "steps", "step", "loss", low="loss", high="b"), "no column 'b'"),
+        (Panel("line", "t", "steps", "step", "loss", by="run", names=("a",)), "no column 'run'"),
+        (Panel("path", "t", "steps", "step", "loss", backdrop="lines"), "no table 'lines'"),
+        (
+            Panel("path", "t", "steps", "step", "loss", backdrop="layers"),
+            "'loss' in table 'layers'",
+        ),
     ],
 )
 def test_a_panel_of_unknown_columns_is_refused(panel: Panel, words: str) -> None:
@@ -241,13 +259,31 @@ def test_a_panel_of_unknown_columns_is_refused(panel: Panel, words: str) -> None
         LiveChart([panel], TABLES)
 
 
-def test_a_heat_map_and_only_a_heat_map_has_a_colour() -> None:
-    with pytest.raises(ValueError, match="colour"):
-        Panel("heatmap", "t", "layers", "step", "layer")
-    with pytest.raises(ValueError, match="colour"):
-        Panel("line", "t", "steps", "step", "loss", colour="loss")
-    with pytest.raises(ValueError, match="'bar'"):
-        Panel("bar", "t", "steps", "step", "loss")
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("bar", {}, "kind 'bar'; one of 'line', 'profile', 'heatmap', 'path', 'matrix'"),
+        ("heatmap", {}, "has a colour; kind 'heatmap' was given colour ''"),
+        ("matrix", {}, "has a colour; kind 'matrix'"),
+        ("line", {"colour": "loss"}, "has a colour; kind 'line' was given colour 'loss'"),
+        ("line", {"backdrop": "lines"}, "only a path has a backdrop, not kind 'line'"),
+        ("path", {"log": True}, "a path has no logarithmic scale"),
+        ("path", {"x_log": True}, "x_log=True is for 'line' and 'profile', not 'path'"),
+        ("path", {"by": "run", "names": ("a",)}, "by='run' is for 'line' and 'profile'"),
+        ("line", {"by": "run"}, r"by and names go together, got by='run', names=\(\)"),
+        ("line", {"names": ("a",)}, "by and names go together, got by=''"),
+        ("line", {"by": "run", "names": ("a", "a")}, "names must be different texts"),
+        ("line", {"by": "run", "names": "ab"}, "names must be different texts, got 'ab'"),
+        ("line", {"low": "a"}, "a band has low and high .* got low='a', high=''"),
+        ("profile", {"low": "a", "high": "b"}, "belongs to a 'line', .* kind 'profile'"),
+        ("line", {"rows": 3}, "rows must be 1 or 2, got 3"),
+    ],
+)
+def test_options_that_do_not_fit_a_kind_are_refused(
+    kind: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=f"panel 'loss': .*{words}"):
+        Panel(kind, "loss", "steps", "step", "loss", **options)
 
 
 def test_export_and_download_are_messages(chart: LiveChart, wire: Recorder) -> None:

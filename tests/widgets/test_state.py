@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -45,3 +46,15 @@ def test_only_differences_from_the_defaults_are_written():
 def test_a_wrong_state_is_refused_with_words(text, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         decode_state(text, MagnitudeSettings)
+
+
+@dataclass(frozen=True)
+class Switched:
+    on: bool = False
+
+
+def test_a_switch_is_read_back_and_takes_no_other_word():
+    assert decode_state(encode_state(Switched(on=True)), Switched) == (Switched(on=True), [])
+    assert decode_state("on=False", Switched) == (Switched(), [])
+    with pytest.raises(ValueError, match="on must be of type bool, got 'yes'"):
+        decode_state("on=yes", Switched)
