@@ -287,8 +287,8 @@ def heat_map(
     Where nothing is named, the cells are stored as an image of one pixel each: a few kilobytes.
     A map of more steps than pixels, or of very many cells, draws every second, third, … of them.
     """
-    steps = sorted(table[x].unique().tolist())
-    layers = sorted(table[y].unique().tolist(), reverse=True)
+    steps = _in_order(table[x])
+    layers = _in_order(table[y])[::-1]
     columns = min(PANEL_WIDTH, MOST_CELLS // max(1, len(layers)))
     steps = steps[:: max(1, math.ceil(len(steps) / max(1, columns)))]
     cells = table[table[x].isin(steps)]
@@ -326,6 +326,12 @@ def heat_map(
         width=alt.Step(cell[0]),
         height=alt.Step(cell[1]),
     )
+
+
+def _in_order(places: pd.Series[Any]) -> list[Any]:
+    """Numbers by their size, names as the table has them."""
+    values = places.unique().tolist()
+    return values if any(isinstance(value, str) for value in values) else sorted(values)
 
 
 def _named_cells(cells: pd.DataFrame, x: str, y: str, column: str, log: bool) -> list[alt.Chart]:
