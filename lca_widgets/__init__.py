@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 from lca_widgets.curvature import Spectrum
 
 if TYPE_CHECKING:
-    from lca_widgets import charts, data, diagnosis, experiments, labs, models, surgery, training
+    from lca_widgets import (
+        charts,
+        data,
+        diagnosis,
+        exercises,
+        experiments,
+        labs,
+        linear_models,
+        models,
+        surgery,
+        training,
+    )
     from lca_widgets.analysis import load
     from lca_widgets.monitor import analyze, watch
     from lca_widgets.surgery import add_final_norm
@@ -26,8 +37,10 @@ __all__ = [
     "charts",
     "data",
     "diagnosis",
+    "exercises",
     "experiments",
     "labs",
+    "linear_models",
     "load",
     "models",
     "surgery",

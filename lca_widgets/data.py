@@ -1,7 +1,8 @@
 """Real data sets as tensors: scikit-learn's bundled digits, and MNIST-format files of your own.
 
-Every loader returns a `Dataset` whose features are standardised with the statistics of the
-*training* part, so that a layer's input second moment is not dominated by the units of a pixel.
+Every loader of a `Dataset` standardises its features with the statistics of the *training* part, so
+that a layer's input second moment is not dominated by the units of a pixel. A `Table` is the
+opposite: raw numbers in the units they came in, for linear models that ask what those units do.
 """
 
 from __future__ import annotations
@@ -19,11 +20,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lca_widgets._checks import require_integer
+from lca_widgets._checks import require_in_range, require_integer, require_one_of
 
-__all__ = ["Dataset", "Split", "digits", "load", "mnist_format"]
+__all__ = [
+    "TABLES",
+    "Dataset",
+    "Split",
+    "Table",
+    "digits",
+    "ill_conditioned",
+    "load",
+    "mnist_format",
+    "table",
+]
 
 DIGITS_TEST_SIZE = 360  # of 1797 images: 1437 remain for training
+
+# scikit-learn's bundled tables; the first has a continuous target, the others have classes.
+TABLES = ("diabetes", "wine", "breast-cancer", "digits")
 
 # The four files of the MNIST distribution; Fashion-MNIST, KMNIST and others use the same names.
 MNIST_FILES = {
@@ -137,6 +151,122 @@ def digits(*, seed: int = 0) -> Dataset:
         x, y, test_size=DIGITS_TEST_SIZE, stratify=y, random_state=seed
     )
     return _standardised("digits", x_train, y_train, x_test, y_test)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """All samples of a data set, as they were recorded: nothing subtracted, nothing scaled.
+
+    Attributes:
+        name: What the table is called.
+        x: Features, shape ``[n, d]``, float64, each column in a unit of its own.
+        y: Target, shape ``[n]``: float64 in the target's unit, or class labels, int64.
+        classes: Number of classes C, labels run from 0 to C-1; ``None`` for a continuous target.
+        features: The columns' names, d of them.
+
+    `table` hands the same tensors out again: do not write to them.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    classes: int | None
+    features: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.y)
+
+
+def table(name: str) -> Table:
+    """Load one of scikit-learn's bundled tables, raw.
+
+    Args:
+        name: ``"diabetes"`` (442 patients, 10 features, disease progression), ``"wine"`` (178 wines
+            of 3 growers, 13 features), ``"breast-cancer"`` (569 tumours of 2 kinds, 30 features)
+            or ``"digits"`` (1797 images of 10 digits, 64 pixels, three of them always 0).
+
+    Raises:
+        ValueError: there is no such table; the message lists them.
+
+    Example:
+        >>> wine = table("wine")
+        >>> tuple(wine.x.shape), wine.classes, wine.features[0]
+        ((178, 13), 3, 'alcohol')
+    """
+    require_one_of("name", name, TABLES)
+    return _table(name)
+
+
+@lru_cache(maxsize=len(TABLES))
+def _table(name: str) -> Table:
+    from sklearn import datasets
+
+    if name == "diabetes":
+        bunch = datasets.load_diabetes(scaled=False)
+    else:
+        bunch = getattr(datasets, f"load_{name.replace('-', '_')}")()
+    classes = None if name == "diabetes" else len(bunch.target_names)
+    target = bunch.target.astype(np.float64 if classes is None else np.int64)
+    return Table(
+        name,
+        torch.from_numpy(bunch.data.astype(np.float64)),
+        torch.from_numpy(target),
+        classes,
+        tuple(str(feature) for feature in bunch.feature_names),
+    )
+
+
+def ill_conditioned(n: int, d: int, kappa: float, seed: int = 0) -> Table:
+    """Draw inputs whose second moment has a prescribed condition number, with a linear target.
+
+    Gaussian numbers are orthogonalised, to each other and to the constant, and then scaled::
+
+        x = √n Q Λ^½ Vᵀ,   Σ_x = 1/n xᵀ x = V Λ Vᵀ,   λ_i = κ^(-i/(d-1)), i = 0 … d-1
+
+    So the eigenvalues run from 1 down to 1/κ in equal ratios, and every feature has mean 0, both
+    up to rounding. The target ``y = Q s √(n/d)``, with random signs s, has variance 1, and each
+    eigendirection explains the same share of it: its weights are larger the smaller λ is.
+
+    Args:
+        n: Samples, more than ``d``.
+        d: Features, at least 2.
+        kappa: κ(Σ_x), 1 to 1e24; beyond it rounding would decide the smallest eigenvalue.
+        seed: Draws Q, V and s.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range; the message names it.
+
+    Source:
+        Derived.
+
+    Example:
+        >>> data = ill_conditioned(50, 4, kappa=1000.0)
+        >>> [round(v, 9) for v in torch.linalg.eigvalsh(data.x.T @ data.x / 50).tolist()]
+        [0.001, 0.01, 0.1, 1.0]
+    """
+    require_integer("d", d, low=2)
+    require_integer("n", n, low=d + 1)
+    require_in_range("kappa", kappa, low=1, high=1e24)
+    require_integer("seed", seed, low=0, high=2**31 - 1)
+    generator = torch.Generator().manual_seed(seed)
+
+    def gaussian(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+    constant = torch.ones(n, 1, dtype=torch.float64)
+    # The first column of Q is the constant: the others are orthogonal to it.
+    q = torch.linalg.qr(torch.cat([constant, gaussian(n, d)], dim=1)).Q[:, 1:]
+    v = torch.linalg.qr(gaussian(d, d)).Q
+    roots = kappa ** (-torch.arange(d, dtype=torch.float64) / (2 * (d - 1)))
+    signs = gaussian(d, 1).sign()
+    return Table(
+        "gaussian",
+        math.sqrt(n) * (q * roots) @ v.T,
+        (math.sqrt(n / d) * q @ signs)[:, 0],
+        None,
+        tuple(f"x{k}" for k in range(1, d + 1)),
+    )
 
 
 def mnist_format(folder: str | Path, *, seed: int = 0) -> Dataset:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lca_widgets.data import MNIST_FILES, Split, digits, load, mnist_format
+from lca_widgets.data import (
+    MNIST_FILES,
+    Split,
+    digits,
+    ill_conditioned,
+    load,
+    mnist_format,
+    table,
+)
 
 # digits
 
@@ -98,6 +106,83 @@ def test_first_takes_the_first_samples():
 def test_first_refuses_more_samples_than_there_are(n):
     with pytest.raises(ValueError, match=f"samples must be between 1 and 1437, got {n}"):
         digits().train.first(n)
+
+
+# Raw tables
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [
+        ("diabetes", (442, 10), None),
+        ("wine", (178, 13), 3),
+        ("breast-cancer", (569, 30), 2),
+        ("digits", (1797, 64), 10),
+    ],
+)
+def test_a_table_is_raw_and_says_what_it_holds(name, shape, classes):
+    data = table(name)
+    assert (data.name, tuple(data.x.shape), data.classes) == (name, shape, classes)
+    assert len(data) == shape[0]
+    assert len(data.features) == shape[1]
+    assert data.x.dtype == torch.float64
+    # In their units: nothing was centred, nothing scaled.
+    assert data.x.mean(dim=0).abs().max() > 4
+    if classes is None:
+        assert data.y.dtype == torch.float64
+        assert [data.y.min(), data.y.max()] == [25, 346]
+    else:
+        assert data.y.unique().tolist() == list(range(classes))
+
+
+def test_the_columns_of_a_table_stand_under_their_names():
+    diabetes = table("diabetes")
+    age, sex = diabetes.x[:, diabetes.features.index("age")], diabetes.features.index("sex")
+    assert [age.min(), age.max()] == [19, 79]
+    assert diabetes.x[:, sex].unique().tolist() == [1, 2]
+    assert torch.equal(table("digits").x, torch.from_numpy(load_digits().data))
+
+
+def test_an_unknown_table_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"name must be one of 'diabetes', 'wine', .* got 'iris'"):
+        table("iris")
+    with pytest.raises(ValueError, match=r"name must be one of .* got \['wine'\]"):
+        table(["wine"])
+
+
+@pytest.mark.parametrize("kappa", [1.0, 30.0, 1e6])
+def test_ill_conditioned_inputs_have_the_spectrum_asked_for(kappa):
+    data = ill_conditioned(60, 5, kappa, seed=3)
+    assert data.x.mean(dim=0).abs().max() < 1e-14
+    eigenvalues = np.linalg.svd(data.x.numpy(), compute_uv=False) ** 2 / 60
+    np.testing.assert_allclose(eigenvalues, kappa ** -np.linspace(0, 1, 5), rtol=1e-9)
+
+
+def test_every_direction_explains_the_same_share_of_the_ill_conditioned_target():
+    data = ill_conditioned(60, 5, 100.0)
+    left, _, _ = np.linalg.svd(data.x.numpy(), full_matrices=False)
+    shares = (left.T @ data.y.numpy()) ** 2 / 60
+    np.testing.assert_allclose(shares, np.full(5, 1 / 5), rtol=1e-9)
+
+
+def test_the_seed_draws_the_ill_conditioned_data():
+    first, again, other = (ill_conditioned(20, 3, 10.0, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.x, again.x)
+    assert not torch.equal(first.x, other.x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((5, 5, 10.0), "n must be at least 6, got 5"),
+        ((5, 1, 10.0), "d must be at least 2, got 1"),
+        ((5, 2, 0.5), "kappa must be between 1 and 1e.24, got 0.5"),
+        ((5, 2, 10**400), "kappa must be between 1 and 1e.24, got 1000"),
+    ],
+)
+def test_ill_conditioned_data_out_of_range_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        ill_conditioned(*arguments)
 
 
 # MNIST's format
