@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from lca_widgets.diagnosis import describe_magnitude, magnitude_factors
 from lca_widgets.experiments import MagnitudeSettings, magnitude
+from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, norm_names
 from lca_widgets.records import Measurement, layer_table
 from lca_widgets.training import present_devices
 from lca_widgets.widgets.control_panel import Choice, Entry, Option, Slider
@@ -50,8 +51,7 @@ def _name_run(settings: MagnitudeSettings) -> str:
     parts = [f"{settings.init} {settings.depth}×{settings.width}"]
     if settings.gain != 1:
         parts.append(f"gain {settings.gain:.3g}")
-    if settings.norm != "none":
-        parts.append("BN" if settings.norm == "batch" else "BN without γ, β")
+    parts += norm_names(settings.norm)
     if settings.activation != "relu":
         parts.append(settings.activation)
     parts.append(f"η {settings.learning_rate:.3g}")
@@ -108,21 +108,8 @@ class Magnitude(Lab):
             help="Distribution of the initial weights.",
         ),
         Slider("gain", "gain", 0.1, 3.0, log=True, help="Multiplies every initial weight."),
-        Choice(
-            "activation",
-            "activation",
-            (Option("relu", "ReLU"), Option("tanh", "tanh"), Option("linear", "linear")),
-        ),
-        Choice(
-            "norm",
-            "normalisation",
-            (
-                Option("none", "none"),
-                Option("batch", "BN"),
-                Option("batch-fixed", "BN without γ, β"),
-            ),
-            help="Batch normalisation after every hidden linear layer.",
-        ),
+        ACTIVATION,
+        NORMALISATION,
         Slider("learning_rate", "learning rate", 0.001, 10.0, log=True),
         Slider("steps", "steps", 0, 500, step=10, help="Gradient-descent updates."),
         Slider("samples", "samples", 64, 1437, help="Training samples, all in every step."),
