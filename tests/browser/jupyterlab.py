@@ -86,13 +86,13 @@ class Notebook:
 
 
 class LabOnScreen:
-    """The first lab of a notebook, as a reader sees and touches it."""
+    """A lab of a notebook, the first or a later one, as a reader sees and touches it."""
 
-    def __init__(self, notebook: Notebook) -> None:
+    def __init__(self, notebook: Notebook, index: int = 0) -> None:
         self.page = notebook.page
-        area = self.page.locator(".jp-OutputArea")
-        self.chart = area.locator(".lca-chart").first
-        self.toolbar = area.locator(".lca-toolbar").first
+        self.screen = self.page.locator(".jp-OutputArea-output:has(.lca-chart)").nth(index)
+        self.chart = self.screen.locator(".lca-chart")
+        self.toolbar = self.screen.locator(".lca-toolbar")
         self.chart.wait_for(timeout=RUN_TIMEOUT)
 
     def number(self, name: str) -> float:
@@ -111,6 +111,14 @@ class LabOnScreen:
             timeout=timeout,
         )
 
+    def wait_for_end(self, timeout: float = 60_000) -> None:
+        """Wait until the run has come to its end, good or bad."""
+        self.page.wait_for_function(
+            "toolbar => ['finished', 'diverged'].includes(toolbar.dataset.state)",
+            arg=self.toolbar.element_handle(),
+            timeout=timeout,
+        )
+
     def wait_for_rows(self, run: float, rows: int = 1, timeout: float = 20_000) -> None:
         """Wait until ``rows`` rows of run number ``run`` or a later one are painted."""
         self.page.wait_for_function(
@@ -125,11 +133,11 @@ class LabOnScreen:
 
     def control(self, name: str) -> Locator:
         """Return the input of a control: a slider, a list, a text field."""
-        return self.page.locator(f".jp-OutputArea [data-name={name}]").first
+        return self.screen.locator(f"[data-name={name}]").first
 
     def type(self, slider: str, value: str) -> None:
         """Type a value into a slider's number box and press Enter."""
-        box = self.page.locator(f".jp-OutputArea [data-box={slider}]").first
+        box = self.screen.locator(f"[data-box={slider}]")
         box.fill(value)
         box.press("Enter")
 
