@@ -15,7 +15,6 @@ from sklearn.preprocessing import StandardScaler
 from lca_widgets.data import table
 from lca_widgets.linear_models import (
     PREPARATIONS,
-    LinearProblem,
     best_momentum,
     best_step,
     error_factors,
@@ -26,14 +25,13 @@ from lca_widgets.linear_models import (
     line_search_bound,
     line_search_step,
     long_run_factor,
-    minimiser,
-    minimum,
     predicted_iterations,
     prepare,
     solve_in_range,
     step_size_limit,
     with_constant,
 )
+from lca_widgets.linear_problem import LinearProblem, minimiser, minimum
 
 
 def gaussian(*shape, seed=0):

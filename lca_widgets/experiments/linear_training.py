@@ -16,21 +16,18 @@ from lca_widgets.data import TABLES, Table, ill_conditioned, table
 from lca_widgets.experiments.quadratic import DIVERGED
 from lca_widgets.linear_models import (
     CUTOFF,
-    LOSSES,
     PREPARATIONS,
-    LinearProblem,
-    Minimum,
     best_momentum,
     best_step,
     error_factors,
     excess_loss,
     input_basis,
-    minimum,
     predicted_iterations,
     prepare,
     step_size_limit,
     with_constant,
 )
+from lca_widgets.linear_problem import LOSSES, LinearProblem, Minimum, minimum
 from lca_widgets.training import StepRecord
 
 __all__ = [
