@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lca_widgets._format import number, percent
@@ -71,8 +72,6 @@ def block_table(measurements: Iterable[Any]) -> pd.DataFrame:
         Columns ``step``, ``loss`` and the record's; then, of the whole network, ``whole``
         (its λ_max), ``sum_of_blocks``, ``off_block``.
     """
-    from dataclasses import asdict
-
     import pandas as pd
 
     return pd.DataFrame(

@@ -171,6 +171,10 @@ def _write_settings(folder: Path) -> None:
     tracker.mkdir(parents=True)
     # Every cell in the page, also those that are scrolled out of sight.
     (tracker / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    documents = folder / "@jupyterlab" / "docmanager-extension"
+    documents.mkdir(parents=True)
+    # A notebook that is run must not replace what is stored, which other tests open.
+    (documents / "plugin.jupyterlab-settings").write_text('{"autosave": false}')
     news = folder / "@jupyterlab" / "apputils-extension"
     news.mkdir(parents=True)
     (news / "notification.jupyterlab-settings").write_text(
