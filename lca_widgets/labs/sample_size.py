@@ -141,6 +141,24 @@ def _limits(
     }
 
 
+def _with_interval(quantity: str, table: str, column: str) -> Panel:
+    """An estimate against the number of samples, its interval, and the value of all samples."""
+    return Panel(
+        "line",
+        f"{quantity} and its 90 % interval",
+        table,
+        "n",
+        column,
+        x_label="samples n",
+        log=True,
+        x_log=True,
+        by="series",
+        names=("n samples", "all samples"),
+        low="low",
+        high="high",
+    )
+
+
 class SampleSize(Lab):
     """Watch κ_p and λ_max of a layer's Σ_x settle as samples are added, with their intervals.
 
@@ -186,34 +204,8 @@ class SampleSize(Lab):
     limits = staticmethod(_limits)
     tabulate = staticmethod(sample_size_table)
     panels = (
-        Panel(
-            "line",
-            "κ_p(Σ_x) and its 90 % interval",
-            "kappa",
-            "n",
-            "kappa",
-            x_label="samples n",
-            log=True,
-            x_log=True,
-            by="series",
-            names=("n samples", "all samples"),
-            low="low",
-            high="high",
-        ),
-        Panel(
-            "line",
-            "λ_max(Σ_x) and its 90 % interval",
-            "largest",
-            "n",
-            "lambda_max",
-            x_label="samples n",
-            log=True,
-            x_log=True,
-            by="series",
-            names=("n samples", "all samples"),
-            low="low",
-            high="high",
-        ),
+        _with_interval("κ_p(Σ_x)", "kappa", "kappa"),
+        _with_interval("λ_max(Σ_x)", "largest", "lambda_max"),
         Panel(
             "line",
             "Error: n samples' : all samples'",
