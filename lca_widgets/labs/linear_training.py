@@ -306,7 +306,7 @@ class LinearTraining(Lab):
             log=True, by="series", names=("Σ_x", "Hessian now"),
         ),
         Panel(
-            "profile", "error along eigenvectors (least squares)", "errors", "index", "error",
+            "profile", "error along eigenvectors", "errors", "index", "error",
             y_label="error; 1e-17: rounding", log=True, by="series",
             names=("measured", "predicted", "start"),
         ),
