@@ -26,12 +26,13 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share with two digits.
+    """Write a share with two digits, with three where two would be all of it.
 
     Example:
-        >>> [percent(x) for x in (0.25, 0.004, 1.0, math.nan)]
-        ['25 %', '0.4 %', '100 %', '–']
+        >>> [percent(x) for x in (0.25, 0.004, 0.996, 1.0, math.nan)]
+        ['25 %', '0.4 %', '99.6 %', '100 %', '–']
     """
     if math.isnan(share):
         return UNKNOWN
-    return f"{100 * share:.2g} %" if share < 1 else "100 %"
+    # Two digits of what is nearly all would be written 1e+02.
+    return f"{100 * share:.{2 if share < 0.995 else 3}g} %" if share < 0.9995 else "100 %"
