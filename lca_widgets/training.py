@@ -36,6 +36,7 @@ class TrainingSettings:
         steps: Number of updates; the run yields ``steps + 1`` records, the first at the start.
         learning_rate: Step size η, > 0.
         momentum: Heavy-ball momentum in [0, 1).
+        weight_decay: λ ≥ 0; a step follows ∇L(θ) + λθ.
         batch_size: Samples a step; ``None`` takes every sample in every step.
         seed: Fixes the order of the mini-batches.
 
@@ -47,6 +48,7 @@ class TrainingSettings:
     steps: int = 200
     learning_rate: float = 0.1
     momentum: float = 0.0
+    weight_decay: float = 0.0
     batch_size: int | None = None
     seed: int = 0
 
@@ -55,12 +57,13 @@ class TrainingSettings:
         require_integer("steps", self.steps, low=0)
         require_in_range("learning_rate", self.learning_rate, low=0, open_low=True)
         require_in_range("momentum", self.momentum, low=0, high=1, open_high=True)
+        require_in_range("weight_decay", self.weight_decay, low=0)
         if self.batch_size is not None:
             require_integer("batch_size", self.batch_size, low=1)
         require_integer("seed", self.seed, low=0, high=2**31 - 1)
         # NumPy's numbers are numbers too, but a checkpoint holds plain ones only.
-        object.__setattr__(self, "learning_rate", float(self.learning_rate))
-        object.__setattr__(self, "momentum", float(self.momentum))
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,14 @@ class TrainingRun:
     """A run of gradient descent that is advanced one step at a time, by iterating over it.
 
     Each step computes the batch's loss and its gradient, yields a `StepRecord`, and only then, when
-    the next one is asked for, updates θ ← θ - η v, where v ← momentum · v + ∇L(θ). So between two
-    records the model still has the parameters, and ``.grad`` the gradient, that the record
-    describes, and hooks that were on the model have seen exactly one forward and one backward pass.
-    The last record (step ``settings.steps``) makes no update. A loss that is NaN or infinite ends
-    the run with a record that says ``diverged``.
+    the next one is asked for, updates the parameters that are not frozen::
+
+        v ← momentum · v + ∇L(θ) + weight_decay · θ,    θ ← θ − η v
+
+    So between two records the model still has the parameters, and ``.grad`` the gradient, that the
+    record describes, and hooks that were on the model have seen exactly one forward and one
+    backward pass. The last record (step ``settings.steps``) makes no update. A loss that is NaN or
+    infinite ends the run with a record that says ``diverged``.
 
     The batch of step t depends on the seed and on t alone (the samples are shuffled anew for every
     epoch, and those left over at its end are not used), and nothing here draws from the global
@@ -170,7 +176,10 @@ class TrainingRun:
         self._data = data
         self._loss_fn = loss_fn
         self._optimizer = torch.optim.SGD(
-            model.parameters(), lr=settings.learning_rate, momentum=settings.momentum
+            model.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
         )
         self._step = 0
         self._order: tuple[int, Tensor] | None = None  # (epoch, its permutation)
@@ -246,6 +255,7 @@ class TrainingRun:
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.learning_rate
             group["momentum"] = self.settings.momentum
+            group["weight_decay"] = self.settings.weight_decay
         self._step = checkpoint.step
 
     def _forward_backward(self) -> StepRecord:

@@ -142,6 +142,35 @@ def test_updates_are_heavy_ball_steps():
         theta = theta - 0.3 * velocity
 
 
+def test_weight_decay_adds_its_part_of_the_weight_to_the_gradient():
+    run = start(dataclasses.replace(SETTINGS, momentum=0.0, weight_decay=0.1))
+    weight = run.model.linear2.weight
+    records = iter(run)
+    next(records)
+    expected = weight.detach() - 0.2 * (weight.grad + 0.1 * weight.detach())
+    next(records)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_weight_decay_does_not_move_a_frozen_weight():
+    run = start(dataclasses.replace(SETTINGS, weight_decay=0.1))
+    run.model.linear2.weight.requires_grad_(False)
+    before = run.model.linear2.weight.clone()
+    list(run)
+    assert torch.equal(run.model.linear2.weight, before)
+
+
+def test_a_fork_has_the_weight_decay_it_was_given():
+    run = start()
+    advance(run, 3)
+    with_decay, without = run.fork(weight_decay=0.5), run.fork()
+    ends = [
+        (list(branch), branch.model.linear2.weight.norm().item())[1]
+        for branch in (with_decay, without)
+    ]
+    assert ends[0] < 0.8 * ends[1]
+
+
 def test_hooks_see_one_forward_and_one_backward_pass_a_record():
     run = start()
     with FactorCapture(run.model) as capture:
