@@ -9,10 +9,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from lca_widgets._checks import require_in_range, require_integer, require_one_of
 
-__all__ = ["ACTIVATIONS", "INITIALISERS", "NORMS", "mlp"]
+__all__ = ["ACTIVATIONS", "INITIALISERS", "NORMS", "WeightNormalised", "mlp"]
+
+GROUPS = 8  # of group normalisation
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -55,11 +58,50 @@ INITIALISERS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "normal": _normal,
 }
 
+
+def _group_norm(width: int) -> nn.Module:
+    # A group of one unit would be normalised to zero.
+    groups = math.gcd(GROUPS, width) if width >= 2 * GROUPS else 1
+    return nn.GroupNorm(groups, width, affine=False)
+
+
+# What stands behind a hidden layer; "-fixed" is without learnable γ and β.
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "none": None,
     "batch": nn.BatchNorm1d,
-    "batch-fixed": lambda width: nn.BatchNorm1d(width, affine=False),  # no learnable γ and β
+    "batch-fixed": lambda width: nn.BatchNorm1d(width, affine=False),
+    "layer": nn.LayerNorm,
+    "layer-fixed": lambda width: nn.LayerNorm(width, elementwise_affine=False),
+    "group-fixed": _group_norm,
+    "weight": None,  # nothing: the layer itself is a `WeightNormalised`
 }
+
+
+class WeightNormalised(nn.Linear):
+    r"""A linear layer with weight normalisation: the rows of W give directions, not sizes.
+
+    For an input x ``[…, d_in]`` the unit i returns::
+
+        h_i = √2 · (w_i / ‖w_i‖) · x
+
+    The factor √2 is the length of a row in He's initialisation, which keeps magnitudes through a
+    ReLU. The scale is not learned. ``weight`` holds the rows w_i ``[d_out, d_in]``, and ``.grad``
+    is the loss's gradient with respect to them.
+
+    Source:
+        Salimans and Kingma (2016), without their learned scale.
+
+    Example:
+        >>> layer = WeightNormalised(2, 1, bias=False)
+        >>> layer.weight.data = torch.tensor([[30.0, 40.0]])
+        >>> layer(torch.tensor([1.0, 0.0]))
+        tensor([0.8485], grad_fn=<SqueezeBackward4>)
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return h ``[…, d_out]``."""
+        length = torch.linalg.vector_norm(self.weight, dim=1, keepdim=True)
+        return functional.linear(input, math.sqrt(2) * self.weight / length, self.bias)
 
 
 def mlp(
@@ -87,8 +129,11 @@ def mlp(
         init: ``"lecun"`` U(±1/√fan_in), ``"xavier"`` U(±√(6/(fan_in+fan_out))),
             ``"he"`` N(0, 2/fan_in), ``"orthogonal"``, or ``"normal"`` N(0, 1/fan_in).
         gain: Multiplies every initial weight, > 0.
-        norm: ``"none"``; ``"batch"``: batch normalisation; ``"batch-fixed"``: batch normalisation
-            without learnable γ and β.
+        norm: ``"none"``; ``"batch"``: batch normalisation; ``"layer"``: layer normalisation;
+            ``"batch-fixed"``, ``"layer-fixed"``: the same without learnable γ and β;
+            ``"group-fixed"``: group normalisation without them, in 8 groups (of an odd width, or
+            one below 16, in fewer); ``"weight"``: hidden layers are `WeightNormalised`, with
+            nothing behind them.
         seed: Seeds the weights. The global random state is neither read nor changed.
 
     Raises:
@@ -96,7 +141,8 @@ def mlp(
         ValueError: a size, the gain or a name is not accepted; the message lists what is.
 
     Source:
-        LeCun et al. (1998), Glorot and Bengio (2010), He et al. (2015), Saxe et al. (2014).
+        LeCun et al. (1998), Glorot and Bengio (2010), He et al. (2015), Saxe et al. (2014); Ioffe
+        and Szegedy (2015), Ba et al. (2016), Wu and He (2018), Salimans and Kingma (2016).
 
     Example:
         >>> [name for name, _ in mlp(64, 10, depth=2, width=32, norm="batch").named_children()]
@@ -117,7 +163,8 @@ def mlp(
     make_norm = NORMS[norm]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), start=1):
-        modules[f"linear{k}"] = _linear(fan_in, fan_out, init, gain, generator)
+        kind = WeightNormalised if norm == "weight" and k < depth else nn.Linear
+        modules[f"linear{k}"] = _linear(kind, fan_in, fan_out, init, gain, generator)
         if k < depth:
             if make_norm is not None:
                 modules[f"norm{k}"] = make_norm(fan_out)
@@ -125,9 +172,11 @@ def mlp(
     return nn.Sequential(modules)
 
 
-def _linear(fan_in: int, fan_out: int, init: str, gain: float, generator: Generator) -> nn.Linear:
+def _linear(
+    kind: type[nn.Linear], fan_in: int, fan_out: int, init: str, gain: float, generator: Generator
+) -> nn.Linear:
     # skip_init: nn.Linear's own initialisation would draw from the global random state.
-    layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False)
+    layer = nn.utils.skip_init(kind, fan_in, fan_out, bias=False)
     with torch.no_grad():
         INITIALISERS[init](layer.weight, generator).mul_(gain)
     return layer

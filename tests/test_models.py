@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lca_widgets.models import INITIALISERS, mlp
+from lca_widgets.models import INITIALISERS, NORMS, WeightNormalised, mlp
 
 FAN_IN, FAN_OUT = 400, 200
 small = partial(mlp, 5, 3, depth=3, width=4)
@@ -69,6 +69,54 @@ def test_batch_norm_comes_with_or_without_gamma_and_beta(norm, parameters):
         assert len(norms) == 2  # none after the output layer
         assert all([name for name, _ in m.named_parameters()] == parameters for m in norms)
         assert all(m.track_running_stats for m in norms)
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind", "groups", "parameters"),
+    [
+        ("layer", nn.LayerNorm, 1, 2),
+        ("layer-fixed", nn.LayerNorm, 1, 0),
+        ("group-fixed", nn.GroupNorm, 8, 0),
+    ],
+)
+def test_other_norms_give_each_sample_mean_zero_and_variance_one(norm, kind, groups, parameters):
+    model = mlp(5, 3, depth=2, width=32, norm=norm)
+    assert isinstance(model.norm1, kind)
+    assert len(list(model.norm1.parameters())) == parameters
+    grouped = model.norm1(torch.randn(4, 32)).unflatten(1, (groups, -1))
+    torch.testing.assert_close(grouped.mean(2), torch.zeros(4, groups), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        grouped.var(2, correction=0), torch.ones(4, groups), rtol=1e-2, atol=0
+    )
+
+
+@pytest.mark.parametrize(("width", "groups"), [(64, 8), (36, 4), (9, 1), (8, 1)])
+def test_no_group_has_a_single_unit(width, groups):
+    assert mlp(5, 3, depth=2, width=width, norm="group-fixed").norm1.num_groups == groups
+
+
+def test_weight_normalisation_is_pytorchs_with_a_scale_of_root_two():
+    model = mlp(5, 3, depth=3, width=4, norm="weight")
+    kinds = [type(module) for name, module in model.named_children() if "linear" in name]
+    assert kinds == [WeightNormalised, WeightNormalised, nn.Linear]
+    layer = nn.Linear(5, 4, bias=False)
+    layer.weight.data = model.linear1.weight.data.clone()
+    reference = nn.utils.parametrizations.weight_norm(layer)
+    reference.parametrizations.weight.original0.data.fill_(math.sqrt(2))
+    x = torch.randn(7, 5)
+    torch.testing.assert_close(model.linear1(x), reference(x))
+
+
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "none"])
+def test_a_factor_of_a_normalised_layer_changes_nothing(norm):
+    model = mlp(5, 3, depth=3, width=32, norm=norm).double()
+    for module in model:
+        if hasattr(module, "eps"):
+            setattr(module, "eps", 1e-12)  # noqa: B010 - torch's stubs know no ε of a module
+    x = torch.randn(16, 5, dtype=torch.float64)
+    before = model(x)
+    model.linear2.weight.data.mul_(100)
+    torch.testing.assert_close(model(x), before, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class CurvatureSettings:
         depth: Linear layers, the output layer included, 1 to 6.
         width: Units of a hidden layer, 2 to 32.
         activation: ``"tanh"``, ``"relu"`` or ``"linear"``.
-        norm: ``"none"``, ``"batch"`` or ``"batch-fixed"`` (no learnable γ and β).
+        norm: A name among `lca_widgets.models.NORMS`.
         labels: Whose labels' gradients the layers' blocks and factors are made of: ``"model"`` or
             ``"data"``. The model's are an expectation over all labels; with batch normalisation,
             which couples the samples, that would take a backward pass for each label of each

@@ -58,7 +58,7 @@ class MagnitudeSettings:
             `lca_widgets.models.mlp`.
         gain: Multiplies every initial weight, 0.001 to 1000.
         activation: ``"relu"``, ``"tanh"`` or ``"linear"``.
-        norm: ``"none"``, ``"batch"`` or ``"batch-fixed"`` (no learnable γ and β).
+        norm: A name among `lca_widgets.models.NORMS`.
         learning_rate: Step size η of gradient descent, 1e-6 to 1e6.
         steps: Updates, 0 to 100000.
         samples: Training samples, all of them in every step.

@@ -42,7 +42,7 @@ class SampleSizeSettings:
         depth: Linear layers, the output layer included, 1 to 20.
         width: Units of a hidden layer, 2 to 256.
         activation: ``"relu"``, ``"tanh"`` or ``"linear"``.
-        norm: ``"none"``, ``"batch"`` or ``"batch-fixed"`` (no learnable γ and β).
+        norm: A name among `lca_widgets.models.NORMS`.
         seed: Draws the weights and the samples.
 
     Raises:

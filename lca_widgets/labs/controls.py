@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from lca_widgets.widgets.control_panel import Choice, Option
 
-__all__ = ["ACTIVATION", "NORMALISATION", "norm_names"]
+__all__ = ["ACTIVATION", "NORMALISATION", "norm_names", "normalisation"]
 
-_NORMS = {"none": "none", "batch": "BN", "batch-fixed": "BN without γ, β"}
+_NORMS = {
+    "none": "none",
+    "batch": "BN",
+    "batch-fixed": "BN without γ, β",
+    "layer": "LayerNorm",
+    "layer-fixed": "LayerNorm without γ, β",
+    "group-fixed": "GroupNorm without γ, β",
+    "weight": "weight normalisation",
+}
 
-NORMALISATION = Choice(
-    "norm",
-    "normalisation",
-    tuple(Option(value, label) for value, label in _NORMS.items()),
-    help="Batch normalisation after every hidden linear layer.",
-)
+
+def normalisation(*norms: str) -> Choice:
+    """Return the control that chooses among some names of `lca_widgets.models.NORMS`."""
+    return Choice(
+        "norm",
+        "normalisation",
+        tuple(Option(norm, _NORMS[norm]) for norm in norms),
+        help="After every hidden linear layer.",
+    )
+
+
+NORMALISATION = normalisation("none", "batch", "batch-fixed", "layer")
 ACTIVATION = Choice(
     "activation",
     "activation",

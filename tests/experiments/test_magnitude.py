@@ -141,7 +141,7 @@ def test_a_network_that_vanishes_is_zero_of_rank_zero_and_infinite_kappa():
         ({"init": "He"}, ValueError, "init must be one of 'lecun', .*'normal', got 'He'"),
         ({"gain": 0}, ValueError, r"gain must be between 0\.001 and 1000, got 0"),
         ({"activation": "gelu"}, ValueError, "activation must be one of .*'linear', got 'gelu'"),
-        ({"norm": "layer"}, ValueError, "norm must be one of .*'batch-fixed', got 'layer'"),
+        ({"norm": "instance"}, ValueError, "norm must be one of .*'weight', got 'instance'"),
         ({"learning_rate": 0}, ValueError, r"learning_rate must be between 1e-06 and .*, got 0"),
         ({"steps": -1}, ValueError, "steps must be between 0 and 100000, got -1"),
         ({"samples": 1}, ValueError, "samples must be at least 2, got 1"),
