@@ -63,7 +63,7 @@ def decode_state(text: str, settings_type: type[Settings]) -> tuple[Settings, li
 
 
 def _encode(settings: Any) -> str:
-    return urlencode(changes(settings)) or DEFAULTS
+    return urlencode(changes(settings), safe=",") or DEFAULTS
 
 
 def _decode(text: str, settings_type: type[Settings]) -> Settings:

@@ -32,6 +32,10 @@ def test_only_differences_from_the_defaults_are_written():
     assert encode_state(MagnitudeSettings()) == "default"
 
 
+def test_commas_stay_readable():
+    assert encode_state(MagnitudeSettings(data="a,b")) == "data=a,b"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
