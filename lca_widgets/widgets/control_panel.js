@@ -31,7 +31,7 @@ const STYLE = `
 .lca-control input[type=text], .lca-control select { height: 24px; padding: 1px 5px;
   border: 1px solid var(--jp-border-color1, #8888); border-radius: 3px;
   background: var(--jp-layout-color1, Field); color: var(--jp-ui-font-color1, FieldText); }
-.lca-control select { max-width: 150px; min-width: 0; text-overflow: ellipsis; }
+.lca-control select { max-width: 138px; min-width: 0; text-overflow: ellipsis; }
 .lca-control option { background: var(--jp-layout-color1, Field);
   color: var(--jp-ui-font-color1, FieldText); }
 .lca-control option:disabled { color: var(--jp-ui-font-color3, GrayText); }
@@ -92,7 +92,12 @@ function general(value, digits) {
   return fixed.includes(".") ? fixed.replace(/\.?0+$/, "") : fixed;
 }
 
-const boxText = (value) => (typeof value === "number" ? String(Number(value.toPrecision(6))) : "");
+/* Six digits, and no more characters than the box has room for. */
+function boxText(value) {
+  if (typeof value !== "number") return "";
+  const rounded = Number(value.toPrecision(6));
+  return Math.abs(rounded) < 1e6 ? String(rounded) : rounded.toExponential().replace("e+", "e");
+}
 
 // ---------------------------------------------------------------- the four kinds
 

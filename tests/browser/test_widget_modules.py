@@ -887,6 +887,14 @@ def test_typing_beyond_the_range_sends_the_typed_value(controls: PanelOnPage) ->
     expect(controls.box("depth")).to_have_value("1000")
 
 
+def test_a_long_number_is_written_so_that_the_box_shows_all_of_it(controls: PanelOnPage) -> None:
+    controls.type("rate", "1000000")
+    assert controls.heard[-1]["rate"] == 1e6
+    box = controls.box("rate")
+    expect(box).to_have_value("1e6")
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
 @pytest.mark.parametrize("text", ["many", "", "1e", "Infinity"])
 def test_what_is_no_number_is_refused_in_place_and_not_sent(
     controls: PanelOnPage, text: str
