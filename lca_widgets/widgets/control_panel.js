@@ -1,14 +1,16 @@
 /* All controls of a lab in one widget.
  *
  * Traits from Python (control_panel.py has the other side and the reasons):
- *   controls  [{kind: "slider" | "choice" | "switch" | "entry", name, label, help, ...}]
+ *   controls  [{kind: "slider" | "choice" | "switch" | "toggles" | "entry", name, label, help,
+ *             ...}]
  *   values    {name: value}; place "column" | "row"; error {name | null, message}
  * To Python:   {type: "change", name, value, serial}: the user's change, at most ten a second for
  *              each control, the last value always.
  * From Python: {type: "ack", serial}: that change and all before it are handled. Until then, and
  *              while a slider is held, the control shows what the user did.
  *
- * The inputs carry data-name (the slider) and data-box (its number box).
+ * The inputs carry data-name (the slider, the group of toggles) and data-box (its number box) or
+ * data-toggle (the index of a button).
  */
 
 const INTERVAL = 100; // ms between two messages of one control
@@ -25,7 +27,7 @@ const STYLE = `
   align-items: center; min-width: 0; }
 .lca-controls.row .lca-control { grid-template-columns: auto auto; }
 .lca-control.slider { row-gap: 3px; }
-.lca-control label { overflow-wrap: anywhere; line-height: 1.25; }
+.lca-control label, .lca-control-label { overflow-wrap: anywhere; line-height: 1.25; }
 .lca-control input, .lca-control select { font: inherit; color: inherit; margin: 0;
   box-sizing: border-box; }
 .lca-control input[type=text], .lca-control select { height: 24px; padding: 1px 5px;
@@ -44,11 +46,25 @@ const STYLE = `
 .lca-controls.row .entry { flex: 1; grid-template-columns: auto minmax(0, 1fr); }
 .lca-controls.row .entry input { width: 100%; }
 .lca-control.switch input { width: 16px; height: 16px; }
+.lca-control.toggles { display: flex; flex-wrap: wrap; justify-content: space-between;
+  row-gap: 4px; }
+.lca-controls.row .toggles { justify-content: start; }
+.lca-control.toggles .lca-control-error { flex-basis: 100%; }
+.lca-control.toggles .lca-control-error:empty { display: none; }
+.lca-toggles { display: flex; flex-wrap: wrap; gap: 4px; min-width: 0; border-radius: 3px; }
+.lca-toggles button { min-width: 24px; height: 24px; padding: 0 5px; font: inherit; color: inherit;
+  cursor: pointer; box-sizing: border-box; border: 1px dashed; border-radius: 3px;
+  background: transparent; font-variant-numeric: tabular-nums; }
+.lca-toggles button[aria-pressed=true] { border: 1px solid var(--jp-brand-color1, #1976d2);
+  background: var(--jp-brand-color1, #1976d2); color: var(--jp-ui-inverse-font-color1, #fff); }
 .lca-controls :focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2);
   outline-offset: 0; }
+.lca-toggles button:focus-visible { outline-offset: 1px; }
 .lca-control input:not([type=range])[aria-invalid=true],
 .lca-control select[aria-invalid=true] { border-color: var(--jp-error-color1, #d32f2f);
   box-shadow: 0 0 0 1px var(--jp-error-color1, #d32f2f); }
+.lca-toggles[aria-invalid=true] { outline: 2px solid var(--jp-error-color1, #d32f2f);
+  outline-offset: 2px; }
 .lca-control-error { grid-column: 1 / -1; font-size: 12px; line-height: 1.3; }
 .lca-control-error:not(:empty) { padding-left: 6px;
   border-left: 3px solid var(--jp-error-color1, #d32f2f); }
@@ -99,7 +115,7 @@ function boxText(value) {
   return Math.abs(rounded) < 1e6 ? String(rounded) : rounded.toExponential().replace("e+", "e");
 }
 
-// ---------------------------------------------------------------- the four kinds
+// ---------------------------------------------------------------- the five kinds
 
 /* A control: its row, the inputs that can be wrong, and how a value is shown in them. */
 class Control {
@@ -275,6 +291,41 @@ class SwitchControl extends Control {
   get busy() { return false; }
 }
 
+class TogglesControl extends Control {
+  build() {
+    const { spec } = this;
+    this.buttons = spec.buttons.map((text, index) => {
+      const button = make("button", { type: "button", "data-toggle": index }, text);
+      button.addEventListener("click", () => this.pressed(index));
+      return button;
+    });
+    this.group = make("div", { class: "lca-toggles", role: "group", "data-name": spec.name,
+      "aria-label": spec.label }, ...this.buttons);
+    this.row.append(make("div", { class: "lca-control-label" }, spec.label), this.group);
+    this.inputs = [this.group, ...this.buttons];
+  }
+
+  pressed(index) {
+    const digits = [...this.value];
+    digits[index] = digits[index] === "1" ? "0" : "1";
+    this.show(digits.join(""));
+    this.change(this.value);
+  }
+
+  show(value) {
+    this.value = value;
+    this.buttons.forEach((button, index) => {
+      const on = value[index] === "1";
+      const name = `${this.spec.buttons[index]}, ${on ? this.spec.on : this.spec.off}`;
+      button.setAttribute("aria-pressed", on);
+      button.setAttribute("aria-label", name);
+      button.title = name;
+    });
+  }
+
+  get busy() { return false; }
+}
+
 class EntryControl extends Control {
   build() {
     this.box = make("input", { type: "text", id: this.id, autocomplete: "off",
@@ -302,7 +353,7 @@ class EntryControl extends Control {
 }
 
 const KINDS = { slider: SliderControl, choice: ChoiceControl, switch: SwitchControl,
-  entry: EntryControl };
+  toggles: TogglesControl, entry: EntryControl };
 
 // ---------------------------------------------------------------- sending
 

@@ -1,4 +1,4 @@
-"""All controls of a lab in one widget: sliders, choices, switches and text fields.
+"""All controls of a lab in one widget: sliders, choices, switches, toggles and text fields.
 
 Own controls rather than ipywidgets' because those sliders have no accessible name, and a
 logarithmic one announces its exponent.
@@ -198,6 +198,47 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class Toggles:
+    """A row of on/off buttons; the value has a digit for each, as "01111": all but the first on.
+
+    Attributes:
+        name: Key in the panel's values.
+        label: Visible and accessible name of the row.
+        buttons: What each button shows, from left to right.
+        on: What a pressed button is called by its tool tip and by screen readers.
+        off: What an unpressed one is called.
+        help: One sentence, shown as a tool tip and read as a description.
+    """
+
+    name: str
+    label: str
+    buttons: tuple[str, ...]
+    on: str = "on"
+    off: str = "off"
+    help: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.buttons:
+            raise ValueError(f"toggles {self.name!r}: at least one button expected")
+
+    def default(self) -> Value:
+        """All on."""
+        return "1" * len(self.buttons)
+
+    def checked(self, value: Value) -> Value:
+        """The value if it is a text of one 0 or 1 for each button; else a ValueError."""
+        value = _plain(value)
+        size = len(self.buttons)
+        if not isinstance(value, str) or not re.fullmatch(f"[01]{{{size}}}", value):
+            raise ValueError(f"{self.label}: {size} digits 0 or 1 expected, not {value!r}")
+        return value
+
+    def spec(self) -> dict[str, Any]:
+        """What the JavaScript side needs."""
+        return {"kind": "toggles", **asdict(self)}
+
+
+@dataclass(frozen=True)
 class Entry:
     """A line of text."""
 
@@ -218,7 +259,7 @@ class Entry:
         return {"kind": "entry", **asdict(self)}
 
 
-Control = Slider | Choice | Switch | Entry
+Control = Slider | Choice | Switch | Toggles | Entry
 
 
 class ControlPanel(anywidget.AnyWidget):

@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from lca_widgets.widgets.control_panel import Choice, ControlPanel, Entry, Option, Slider, Switch
+from lca_widgets.widgets.control_panel import (
+    Choice,
+    ControlPanel,
+    Entry,
+    Option,
+    Slider,
+    Switch,
+    Toggles,
+)
 from lca_widgets.widgets.live_chart import LiveChart, Panel
 from lca_widgets.widgets.toolbar import Toolbar
 
@@ -810,6 +818,7 @@ CONTROLS = [
     Choice("device", "device", (Option("cpu", "CPU"), Option("cuda", "GPU", "no GPU here"))),
     Choice("batch", "batch", (Option(16, "16"), Option(64, "64"))),
     Switch("norm", "batch normalisation"),
+    Toggles("trained", "trained layers", tuple("12345"), on="trained", off="frozen"),
     Entry("seed", "seed"),
 ]
 
@@ -830,6 +839,9 @@ class PanelOnPage:
 
     def box(self, name: str) -> Any:
         return self.page.locator(f"[data-box={name}]")
+
+    def toggle(self, name: str, index: int) -> Any:
+        return self.input(name).locator(f"[data-toggle='{index}']")
 
     def type(self, name: str, text: str) -> list[dict[str, Any]]:
         self.box(name).fill(text)
@@ -858,6 +870,8 @@ def test_every_control_has_a_name_a_spoken_value_and_a_description(controls: Pan
         ("textbox", "depth, value"),
         ("combobox", "device"),
         ("switch", "batch normalisation"),
+        ("group", "trained layers"),
+        ("button", "3, trained"),
         ("textbox", "seed"),
     ]:
         expect(page.get_by_role(role, name=name, exact=True)).to_be_visible()
@@ -961,11 +975,14 @@ def test_a_correction_by_python_is_shown_after_the_answer(controls: PanelOnPage)
 
 def test_values_from_python_are_shown_and_not_sent_back(controls: PanelOnPage) -> None:
     controls.panel.set_values({"depth": 5, "rate": 1.0, "batch": 64, "norm": True, "seed": "7"})
+    controls.panel.set_values({"trained": "01111"})
     assert controls.input("depth").input_value() == "5"
     assert float(controls.input("rate").input_value()) == pytest.approx(0.0)
     expect(controls.input("batch")).to_have_value("64")
     expect(controls.input("norm")).to_be_checked()
     expect(controls.input("seed")).to_have_value("7")
+    for index, pressed in enumerate(["false", "true", "true", "true", "true"]):
+        expect(controls.toggle("trained", index)).to_have_attribute("aria-pressed", pressed)
     assert controls.mounted.deliver() == []
 
 
@@ -977,6 +994,29 @@ def test_choice_switch_and_entry_send_their_values(controls: PanelOnPage) -> Non
     controls.mounted.deliver()
     assert [controls.heard[-1][name] for name in ("batch", "norm", "seed")] == [64, True, "12"]
     assert len(controls.heard) == 3
+
+
+def test_toggles_send_all_their_digits(controls: PanelOnPage) -> None:
+    controls.toggle("trained", 0).click()
+    controls.toggle("trained", 2).press("Space")
+    controls.toggle("trained", 3).press("Enter")  # faster than Python answers
+    controls.page.wait_for_timeout(150)
+    assert controls.mounted.deliver()[-1]["value"] == "01001"
+    controls.toggle("trained", 0).click()
+    controls.page.wait_for_timeout(150)
+    controls.mounted.deliver()
+    assert controls.heard[-1]["trained"] == "11001"
+
+
+def test_a_toggle_says_and_shows_its_state_by_more_than_colour(controls: PanelOnPage) -> None:
+    button = controls.toggle("trained", 2)
+    for name, pressed, border in [("trained", "true", "solid"), ("frozen", "false", "dashed")]:
+        expect(button).to_have_accessible_name(f"3, {name}")
+        expect(button).to_have_attribute("title", f"3, {name}")
+        expect(button).to_have_attribute("aria-pressed", pressed)
+        expect(button).to_have_css("border-style", border)
+        button.click()
+    expect(button).to_have_accessible_name("3, trained")
 
 
 def test_a_device_that_is_not_there_is_shown_disabled_with_the_reason(
@@ -992,6 +1032,10 @@ def test_an_error_marks_its_control_and_is_taken_back(controls: PanelOnPage) -> 
     expect(controls.box("depth")).to_have_attribute("aria-invalid", "true")
     expect(controls.page.get_by_text("at most 200 layers")).to_be_visible()
     expect(controls.input("seed")).not_to_have_attribute("aria-invalid", "true")
+    controls.panel.show_error("trained", "one layer at least must be trained")
+    for marked in (controls.input("trained"), controls.toggle("trained", 4)):
+        expect(marked).to_have_attribute("aria-invalid", "true")
+        expect(marked).to_have_accessible_description(re.compile("one layer at least"))
     controls.panel.show_error(None, "the data are missing")
     expect(controls.page.get_by_role("alert")).to_have_text("the data are missing")
     expect(controls.box("depth")).not_to_have_attribute("aria-invalid", "true")
@@ -1001,17 +1045,19 @@ def test_an_error_marks_its_control_and_is_taken_back(controls: PanelOnPage) -> 
 
 def test_every_control_is_reached_by_tab_and_shows_the_focus(controls: PanelOnPage) -> None:
     reached = []
-    for _ in range(8):
+    for _ in range(13):
         controls.page.keyboard.press("Tab")
         reached.append(
             controls.page.evaluate(
                 """() => { const e = document.activeElement;
-                  return [e.dataset.name ?? `box ${e.dataset.box}`,
+                  const { name, box, toggle } = e.dataset;
+                  return [name ?? (box ? `box ${box}` : `toggle ${toggle}`),
                           getComputedStyle(e).outlineStyle]; }"""
             )
         )
     assert {name for name, _ in reached} == {
         "depth", "box depth", "rate", "box rate", "device", "batch", "norm", "seed",
+        *(f"toggle {index}" for index in range(5)),
     }  # fmt: skip
     assert {outline for _, outline in reached} == {"solid"}
 
@@ -1019,13 +1065,19 @@ def test_every_control_is_reached_by_tab_and_shows_the_focus(controls: PanelOnPa
 def test_keys_on_a_control_are_not_the_notebooks(controls: PanelOnPage) -> None:
     # JupyterLab takes the arrow keys from a focused slider unless the slider itself says no.
     own = "(all) => all.every((e) => e.dataset.lmSuppressShortcuts === 'true')"
-    inputs = controls.page.locator("input, select")
-    assert inputs.count() == 8
+    inputs = controls.page.locator("input, select, button")
+    assert inputs.count() == 13
     assert inputs.evaluate_all(own)
 
 
 def test_a_narrow_column_is_wide_enough(controls: PanelOnPage) -> None:
     assert controls.mounted.root.evaluate("(root) => root.scrollWidth - root.clientWidth") <= 0
+
+
+def test_many_toggles_wrap_in_a_narrow_column(mount: Mount) -> None:
+    panel = ControlPanel([Toggles("trained", "trained", tuple(map(str, range(1, 31))))])
+    mounted = mount(panel, "controls", "values", "place", "error", width=250)
+    assert mounted.root.evaluate("(root) => root.scrollWidth - root.clientWidth") <= 0
 
 
 def test_a_disposed_panel_listens_no_more(controls: PanelOnPage) -> None:

@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lca_widgets.widgets.control_panel import Choice, ControlPanel, Entry, Option, Slider, Switch
+from lca_widgets.widgets.control_panel import (
+    Choice,
+    ControlPanel,
+    Entry,
+    Option,
+    Slider,
+    Switch,
+    Toggles,
+)
 
 CONTROLS = [
     Slider("depth", "depth", 1, 50, format="{:d} layers"),
     Slider("rate", "step size", 1e-4, 10.0, log=True),
     Choice("device", "device", (Option("cuda", "GPU", "no GPU here"), Option("cpu", "CPU"))),
     Switch("norm", "BN"),
+    Toggles("trained", "trained layers", ("1", "2", "3"), on="trained", off="frozen"),
     Entry("seed", "seed"),
 ]
 
@@ -33,8 +42,9 @@ def user_changes(panel: ControlPanel, name: str, value: Any, serial: int = 1) ->
 
 
 def test_a_control_without_a_value_has_its_default(panel: ControlPanel) -> None:
-    expected = {"depth": 20, "rate": 1e-4, "device": "cpu", "norm": False, "seed": ""}
-    assert panel.values == expected
+    assert panel.values == {
+        "depth": 20, "rate": 1e-4, "device": "cpu", "norm": False, "trained": "111", "seed": "",
+    }  # fmt: skip
 
 
 def test_the_users_change_is_heard_and_values_from_python_are_not(panel: ControlPanel) -> None:
@@ -71,6 +81,13 @@ def test_numbers_are_int_or_float_as_the_slider_is(panel: ControlPanel) -> None:
     assert panel.values["depth"] == 2.5
 
 
+def test_toggles_are_a_digit_for_each_button(panel: ControlPanel) -> None:
+    user_changes(panel, "trained", "011")
+    assert panel.values["trained"] == "011"
+    panel.set_values({"trained": np.str_("001")})
+    assert type(panel.values["trained"]) is str
+
+
 def test_an_answer_follows_the_callbacks_even_when_one_fails(panel: ControlPanel) -> None:
     order: list[Any] = []
     panel.on_change(lambda values, name: order.append("callback"))
@@ -100,6 +117,11 @@ def test_numpy_values_become_plain_ones(panel: ControlPanel) -> None:
         ({"depth": "many"}, "a number expected"),
         ({"rate": float("nan")}, "finite"),
         ({"norm": 1}, "True or False"),
+        ({"trained": "01"}, "trained layers: 3 digits 0 or 1 expected, not '01'"),
+        ({"trained": "0111"}, "not '0111'"),
+        ({"trained": "012"}, "not '012'"),
+        ({"trained": "011\n"}, "3 digits"),
+        ({"trained": 111}, "not 111"),
     ],
 )
 def test_wrong_values_are_refused_and_none_is_set(
@@ -149,6 +171,7 @@ def test_formats_are_split_for_the_browser() -> None:
         (lambda: Slider("a", "a", 0, 5, step=0), "positive"),
         (lambda: Slider("a", "a", 0, 5, format="{:,}"), "format"),
         (lambda: Choice("a", "a", ()), "at least one option"),
+        (lambda: Toggles("a", "a", ()), "at least one button"),
         (lambda: ControlPanel([Entry("a", "a"), Switch("a", "b")]), "one name"),
     ],
 )
