@@ -14,10 +14,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import ipywidgets as ipw
 
+from lca_widgets._checks import require_one_of
 from lca_widgets._format import percent
 from lca_widgets.training import StepRecord
 from lca_widgets.widgets import layout
@@ -132,6 +134,10 @@ class Lab(ipw.VBox):
     name_run: ClassVar[staticmethod[[Any], str]]
     describe: ClassVar[staticmethod[[Any], str]]
     results: ClassVar[staticmethod[[Any], dict[str, str]]]
+    # Buttons that go on from where the run is: what each says, and the settings that it changes,
+    # from the present ones and the latest measurement.
+    actions: ClassVar[Mapping[str, Callable[[Any, Any], Mapping[str, Any]]]] = {}
+    actions_label: ClassVar[str] = ""
     # Where a run stands, in a few words, from the settings and the latest measurement.
     status: ClassVar[staticmethod[[Any, Any], str]] = staticmethod(_step_and_loss)
 
@@ -207,6 +213,19 @@ class Lab(ipw.VBox):
             self._show_error(str(error))
             return
         self._adopt(changed)
+
+    def act(self, action: str) -> None:
+        """Do what one of the lab's buttons does, if the run on screen is the one asked for last.
+
+        Raises:
+            ValueError: the lab has no such button.
+        """
+        require_one_of("action", action, self.actions)
+        with self._runner.lock:
+            run = self._shown
+            latest = None if run is None or run is not self._newest else run.last
+        if latest is not None:
+            self.set(**self.actions[action](self._settings, latest))
 
     def pin(self) -> None:
         """Keep the run on screen: a grey comparison in the chart and a row in the table."""
@@ -322,9 +341,11 @@ class Lab(ipw.VBox):
                 "Python": self.export_code,
             },
         )
+        actions = {name: partial(self.act, name) for name in self.actions}
+        above = (layout.button_row(self.actions_label, actions),) if actions else ()
         self._screen = layout.screen(
             header=(layout.heading(self.title), self._header_panel),
-            toolbar=self.toolbar,
+            toolbar=(self.toolbar, *above),
             controls=self._control_panel,
             chart=self.chart,
             footer=(self._sentence, self._runs, export, self._state_panel),

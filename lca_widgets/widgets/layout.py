@@ -14,7 +14,7 @@ CONTROLS_WIDTH = "250px"
 
 def screen(
     header: Sequence[ipw.Widget],
-    toolbar: ipw.Widget,
+    toolbar: Sequence[ipw.Widget],
     controls: ipw.Widget,
     chart: ipw.Widget,
     footer: Sequence[ipw.Widget],
@@ -29,7 +29,7 @@ def screen(
     body = ipw.HBox(
         [controls, chart], layout=ipw.Layout(flex_flow="row wrap", align_items="flex-start")
     )
-    return (top, toolbar, body, *footer)
+    return (top, *toolbar, body, *footer)
 
 
 def heading(text: str) -> ipw.HTML:

@@ -297,3 +297,69 @@ def test_every_control_is_a_setting_and_every_setting_has_a_control(lab):
 def test_a_wrong_setting_is_refused_at_construction(settings, words):
     with pytest.raises((TypeError, ValueError), match=words):
         Magnitude(**settings)
+
+
+class Deeper(Magnitude):
+    """A lab with a button: one layer more, and no further step than the run has come to."""
+
+    actions_label = "From here"
+    actions = {  # noqa: RUF012 - as in a lab's own module
+        "One layer more": lambda settings, latest: {
+            "depth": settings.depth + 1,
+            "steps": latest.training.step,
+        }
+    }
+
+
+@pytest.fixture
+def deeper():
+    lab = Deeper(**SMALL)
+    yield lab
+    lab.close()
+
+
+def button_of(lab, description):
+    [button] = [w for w in descendants(lab) if getattr(w, "description", "") == description]
+    return button
+
+
+def descendants(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from descendants(child)
+
+
+def test_an_action_changes_the_settings_and_runs(deeper):
+    deeper.start()
+    assert deeper.wait(PATIENCE)
+    button_of(deeper, "One layer more").click()
+    assert deeper.wait(PATIENCE)
+    assert deeper.state == "depth=4&width=8&steps=5&samples=64"
+    assert len(deeper.measurements[0].layers) == 4
+    assert deeper._control_panel.values["depth"] == 4
+
+
+def test_an_action_goes_on_from_where_the_run_is(deeper):
+    deeper.start(paused=True)
+    press(deeper, "step")
+    wait_until(lambda: len(deeper.measurements) == 1)
+    press(deeper, "step")
+    wait_until(lambda: len(deeper.measurements) == 2)
+    deeper.act("One layer more")
+    assert deeper.wait(PATIENCE)
+    assert deeper._settings.steps == 1
+
+
+def test_an_action_before_the_first_measurement_does_nothing(deeper):
+    deeper.act("One layer more")
+    assert deeper.state == "depth=3&width=8&steps=5&samples=64"
+    assert not deeper.measurements
+
+
+def test_an_action_that_a_lab_does_not_have_is_refused_by_name(deeper):
+    with pytest.raises(ValueError, match="action must be one of 'One layer more', got 'Fly'"):
+        deeper.act("Fly")
+
+
+def test_a_lab_without_actions_has_no_row_for_them(lab):
+    assert not [w for w in descendants(lab) if "From here" in str(getattr(w, "value", ""))]
