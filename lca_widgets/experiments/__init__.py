@@ -5,6 +5,7 @@ from lca_widgets.experiments.curvature_matrices import (
     block_comparison,
     curvature_matrices,
 )
+from lca_widgets.experiments.freezing import FreezingSettings, freezing, frozen_training
 from lca_widgets.experiments.linear_training import (
     LinearSettings,
     iterations_to_reach,
@@ -17,9 +18,16 @@ from lca_widgets.experiments.magnitude import MagnitudeSettings, magnitude
 from lca_widgets.experiments.quadratic import QuadraticSettings, quadratic
 from lca_widgets.experiments.sample_size import SampleSizeSettings, sample_size
 from lca_widgets.experiments.scaling import ScalingSettings, scaling
+from lca_widgets.experiments.weight_domination import (
+    DominationSettings,
+    dominated_training,
+    weight_domination,
+)
 
 __all__ = [
     "CurvatureSettings",
+    "DominationSettings",
+    "FreezingSettings",
     "LinearSettings",
     "MagnitudeSettings",
     "QuadraticSettings",
@@ -27,6 +35,9 @@ __all__ = [
     "ScalingSettings",
     "block_comparison",
     "curvature_matrices",
+    "dominated_training",
+    "freezing",
+    "frozen_training",
     "iterations_to_reach",
     "kappa_sweep",
     "linear_training",
@@ -36,4 +47,5 @@ __all__ = [
     "quadratic",
     "sample_size",
     "scaling",
+    "weight_domination",
 ]
