@@ -14,7 +14,7 @@ WORKERS ?= 2
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Tests: one thread a worker (small models), and nobody's Jupyter or IPython configuration.
-TEST_ENV := OMP_NUM_THREADS=1 IPYTHONDIR='$(CURDIR)/build/ipython' JUPYTER_CONFIG_DIR='$(CURDIR)/build/jupyter'
+TEST_ENV := OMP_NUM_THREADS=1 LCA_CACHE= IPYTHONDIR='$(CURDIR)/build/ipython' JUPYTER_CONFIG_DIR='$(CURDIR)/build/jupyter'
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 NBVAL := -p tests.notebooks.comparison --nbval --nbval-current-env --nbval-cell-timeout=120 --timeout=300 -n $(WORKERS) --dist loadscope notebooks
 

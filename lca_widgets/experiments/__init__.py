@@ -18,6 +18,7 @@ from lca_widgets.experiments.magnitude import MagnitudeSettings, magnitude
 from lca_widgets.experiments.quadratic import QuadraticSettings, quadratic
 from lca_widgets.experiments.sample_size import SampleSizeSettings, sample_size
 from lca_widgets.experiments.scaling import ScalingSettings, scaling
+from lca_widgets.experiments.sweep import sweep
 from lca_widgets.experiments.weight_domination import (
     DominationSettings,
     dominated_training,
@@ -47,5 +48,6 @@ __all__ = [
     "quadratic",
     "sample_size",
     "scaling",
+    "sweep",
     "weight_domination",
 ]
