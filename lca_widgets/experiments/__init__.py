@@ -5,6 +5,11 @@ from lca_widgets.experiments.curvature_matrices import (
     block_comparison,
     curvature_matrices,
 )
+from lca_widgets.experiments.false_minimum import (
+    FalseMinimumSettings,
+    false_minimum,
+    plateau_outcome,
+)
 from lca_widgets.experiments.freezing import FreezingSettings, freezing, frozen_training
 from lca_widgets.experiments.linear_training import (
     LinearSettings,
@@ -28,6 +33,7 @@ from lca_widgets.experiments.weight_domination import (
 __all__ = [
     "CurvatureSettings",
     "DominationSettings",
+    "FalseMinimumSettings",
     "FreezingSettings",
     "LinearSettings",
     "MagnitudeSettings",
@@ -37,6 +43,7 @@ __all__ = [
     "block_comparison",
     "curvature_matrices",
     "dominated_training",
+    "false_minimum",
     "freezing",
     "frozen_training",
     "iterations_to_reach",
@@ -44,6 +51,7 @@ __all__ = [
     "linear_training",
     "log_log_slope",
     "magnitude",
+    "plateau_outcome",
     "preparation_sweep",
     "quadratic",
     "sample_size",

@@ -1,6 +1,7 @@
 """Live labs, one for each phenomenon; each is a widget, and ``.run(...)`` does it headless."""
 
 from lca_widgets.labs.curvature_matrices import CurvatureMatrices
+from lca_widgets.labs.false_minimum import FalseMinimum
 from lca_widgets.labs.freezing import Freezing
 from lca_widgets.labs.linear_training import LinearTraining
 from lca_widgets.labs.magnitude import Magnitude
@@ -11,6 +12,7 @@ from lca_widgets.labs.weight_domination import WeightDomination
 
 __all__ = [
     "CurvatureMatrices",
+    "FalseMinimum",
     "Freezing",
     "LinearTraining",
     "Magnitude",
