@@ -1,5 +1,11 @@
 """The paper's experiments as plain functions: settings in, records out."""
 
+from lca_widgets.experiments.conditioning import (
+    ConditioningSettings,
+    conditioning,
+    matched,
+    unit_ranks,
+)
 from lca_widgets.experiments.curvature_matrices import (
     CurvatureSettings,
     block_comparison,
@@ -11,6 +17,7 @@ from lca_widgets.experiments.false_minimum import (
     plateau_outcome,
 )
 from lca_widgets.experiments.freezing import FreezingSettings, freezing, frozen_training
+from lca_widgets.experiments.learning_rates import LearningRateSettings, learning_rates
 from lca_widgets.experiments.linear_training import (
     LinearSettings,
     iterations_to_reach,
@@ -31,16 +38,19 @@ from lca_widgets.experiments.weight_domination import (
 )
 
 __all__ = [
+    "ConditioningSettings",
     "CurvatureSettings",
     "DominationSettings",
     "FalseMinimumSettings",
     "FreezingSettings",
+    "LearningRateSettings",
     "LinearSettings",
     "MagnitudeSettings",
     "QuadraticSettings",
     "SampleSizeSettings",
     "ScalingSettings",
     "block_comparison",
+    "conditioning",
     "curvature_matrices",
     "dominated_training",
     "false_minimum",
@@ -48,14 +58,17 @@ __all__ = [
     "frozen_training",
     "iterations_to_reach",
     "kappa_sweep",
+    "learning_rates",
     "linear_training",
     "log_log_slope",
     "magnitude",
+    "matched",
     "plateau_outcome",
     "preparation_sweep",
     "quadratic",
     "sample_size",
     "scaling",
     "sweep",
+    "unit_ranks",
     "weight_domination",
 ]
