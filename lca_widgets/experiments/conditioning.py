@@ -377,7 +377,8 @@ def unit_ranks(settings: ConditioningSettings) -> tuple[UnitRanks, ...]:
         One entry a hidden layer, from the input to the output.
 
     Raises:
-        ValueError: another activation, or a normalisation: behind it a full unit is not linear.
+        ValueError: another activation, or a normalisation: behind it a full unit is not linear; or
+            the run diverges before its last step.
 
     Source:
         Huang et al. (2020) for dying and full neurons; the bounds are derived.
@@ -390,8 +391,13 @@ def unit_ranks(settings: ConditioningSettings) -> tuple[UnitRanks, ...]:
     require_one_of("norm", settings.norm, ["none"])
     require_one_of("activation", settings.activation, ["relu"])
     model, batch = _network(settings)
-    for _ in _run(settings, model, batch):
-        pass
+    for record in _run(settings, model, batch):
+        if record.diverged:
+            raise ValueError(
+                f"learning_rate must be small enough for {settings.steps} steps, got "
+                f"{settings.learning_rate!r}: the run diverged, its loss is not finite at step "
+                f"{record.step}. Lower the learning rate, or take fewer steps"
+            )
     passes = list(layer_passes(model, functional.cross_entropy, (batch.x, batch.y)).values())
     ranks_x = [_spectrum(layer.inputs).rank for layer in passes]
     ranks_g = [_spectrum(layer.gradients).rank for layer in passes]

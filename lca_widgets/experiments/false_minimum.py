@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class FalseMinimumSettings:
     @property
     def branch_names(self) -> tuple[str, ...]:
         """The branches, in their order."""
-        return tuple(self.branches.split(",")) if self.branches else ()
+        return tuple(name.strip() for name in self.branches.split(",")) if self.branches else ()
 
     @property
     def steps(self) -> int:
@@ -126,6 +126,8 @@ class FalseMinimumMeasurement:
         step: Updates from the start to here, those before the fork included.
         layers: One entry a layer, from the input to the output.
         dying: Share of each hidden layer's units that the ReLU sets to zero for every sample.
+        silent: Share of the samples for which it sets all units of a hidden layer to zero: nothing
+            passes there, forward or backward.
     """
 
     training: StepRecord
@@ -133,6 +135,7 @@ class FalseMinimumMeasurement:
     step: int
     layers: tuple[LayerWeights, ...]
     dying: tuple[float, ...]
+    silent: tuple[float, ...]
 
     def hidden(self, quantity: str) -> float:
         """Return the geometric mean over the hidden layers of one of `LayerWeights`' numbers."""
@@ -142,6 +145,11 @@ class FalseMinimumMeasurement:
     def most_dying(self) -> float:
         """The share of dying units in the layer that has the most."""
         return max(self.dying)
+
+    @property
+    def most_silent(self) -> float:
+        """The share of silent samples in the layer that has the most."""
+        return max(self.silent)
 
 
 @in_one_thread
@@ -170,8 +178,7 @@ def false_minimum(settings: FalseMinimumSettings) -> Iterator[FalseMinimumMeasur
         >>> ends["rescale"] < 0.5 < ends["lower"]
         True
     """
-    plateau = replace(settings, branches="", branch_steps=0, new_rate=1.0)
-    yield from _kept_plateau(plateau).measurements
+    yield from _kept_plateau(_until_the_fork(settings)).measurements
     for number, name in enumerate(settings.branch_names):
         before = settings.plateau_steps + number * settings.branch_steps
         alone = replace(settings, branches=name)
@@ -181,12 +188,18 @@ def false_minimum(settings: FalseMinimumSettings) -> Iterator[FalseMinimumMeasur
 
 
 class _Kept(Iterable[FalseMinimumMeasurement]):
-    """Measurements that are made once, as far as they are asked for, and read as often."""
+    """Measurements that are made once, as far as they are asked for, and read as often.
 
-    def __init__(self, source: Iterator[FalseMinimumMeasurement]) -> None:
-        self._source = source
+    Args:
+        make: Begins to make them; called again after an error or an interruption, which leave a
+            generator that would only seem to have come to its end.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[FalseMinimumMeasurement]]) -> None:
+        self._make = make
+        self._source: Iterator[FalseMinimumMeasurement] | None = None
         self._made: list[FalseMinimumMeasurement] = []
-        self._lock = threading.Lock()  # two labs, two threads, one plateau
+        self._lock = threading.RLock()  # two labs, two threads, one plateau
 
     def __iter__(self) -> Iterator[FalseMinimumMeasurement]:
         position = 0
@@ -196,68 +209,78 @@ class _Kept(Iterable[FalseMinimumMeasurement]):
 
     def _at(self, position: int) -> FalseMinimumMeasurement | None:
         with self._lock:
-            if position == len(self._made):
-                fresh = next(self._source, None)
-                if fresh is None:
-                    return None
-                self._made.append(fresh)
+            try:
+                self._source = self._source or self._make()
+                while len(self._made) <= position:
+                    self._made.append(next(self._source))
+            except StopIteration:
+                return None
+            except BaseException:
+                self._source, self._made = None, []
+                raise
             return self._made[position]
 
 
-@dataclass(frozen=True, eq=False)
 class _Plateau:
     """A run onto a plateau, which stays there, and the network as it was initialised."""
 
-    run: TrainingRun
-    initial: nn.Module
-    measurements: _Kept
+    def __init__(self, settings: FalseMinimumSettings) -> None:
+        self._settings = settings
+        data = digits()
+        self.initial = mlp(
+            data.features,
+            data.classes,
+            depth=settings.depth,
+            width=settings.width,
+            norm=settings.norm,
+            seed=settings.seed,
+        )
+        if not settings.train_last:
+            freeze(self.initial, "1" * (settings.depth - 1) + "0")
+        self.data = data.train.first(settings.samples)
+        self.run: TrainingRun | None = None  # while it is measured, and when it was
+        self.measurements = _Kept(self._measure)
+
+    def _measure(self) -> Iterator[FalseMinimumMeasurement]:
+        model = copy.deepcopy(self.initial)
+        for layer in list(supported_layers(model).values())[:-1]:
+            rescale_(layer, self._settings.gain)
+        training = TrainingSettings(self._settings.plateau_steps, self._settings.learning_rate)
+        self.run = TrainingRun(model, self.data, training)
+        return _measured(self.run, "plateau", self._settings.every)
 
 
 @lru_cache(maxsize=KEPT_RUNS)
 def _kept_plateau(settings: FalseMinimumSettings) -> _Plateau:
-    data = digits()
-    model = mlp(
-        data.features,
-        data.classes,
-        depth=settings.depth,
-        width=settings.width,
-        norm=settings.norm,
-        seed=settings.seed,
-    )
-    if not settings.train_last:
-        freeze(model, "1" * (settings.depth - 1) + "0")
-    initial = copy.deepcopy(model)
-    for layer in _hidden(model):
-        rescale_(layer, settings.gain)
-    training = TrainingSettings(settings.plateau_steps, settings.learning_rate)
-    run = TrainingRun(model, data.train.first(settings.samples), training)
-    return _Plateau(run, initial, _Kept(_measured(run, "plateau", settings.every)))
+    return _Plateau(settings)
 
 
 @lru_cache(maxsize=KEPT_RUNS)
 def _kept_branch(settings: FalseMinimumSettings) -> _Kept:
-    return _Kept(_branch(settings))
+    return _Kept(partial(_branch, settings))
 
 
 def _branch(settings: FalseMinimumSettings) -> Iterator[FalseMinimumMeasurement]:
     """The one branch that the settings name, from the fork on."""
-    plateau = _kept_plateau(replace(settings, branches="", branch_steps=0, new_rate=1.0))
+    plateau = _kept_plateau(_until_the_fork(settings))
     *_, end = plateau.measurements
+    assert plateau.run is not None  # it has been measured
     name = settings.branches
-    steps = settings.plateau_steps + settings.branch_steps
     rate = settings.learning_rate if name == "wait" else settings.new_rate
     if name == "restart":
-        start = TrainingRun(
-            copy.deepcopy(plateau.initial),
-            digits().train.first(settings.samples),
-            TrainingSettings(settings.branch_steps, rate),
-        )
+        training = TrainingSettings(settings.branch_steps, rate)
+        start = TrainingRun(copy.deepcopy(plateau.initial), plateau.data, training)
         yield from _measured(start, name, settings.every, offset=settings.plateau_steps)
         return
-    run = plateau.run.fork(steps=steps, learning_rate=rate)
+    run = plateau.run.fork(steps=settings.plateau_steps + settings.branch_steps, learning_rate=rate)
     if name.startswith("rescale") and not end.training.diverged:
         rescale_to(run.model, plateau.initial, output=name == "rescale-all")
     yield from _measured(run, name, settings.every)
+
+
+def _until_the_fork(settings: FalseMinimumSettings) -> FalseMinimumSettings:
+    """The settings of the plateau alone: the same whatever becomes of it."""
+    return replace(settings, branches="", branch_steps=0, new_rate=1.0)
 
 
 def rescale_to(model: nn.Module, reference: nn.Module, *, output: bool = False) -> None:
@@ -302,7 +325,7 @@ class PlateauOutcome:
         norm: As in the settings.
         seed: What drew the weights.
         start: Loss at initialisation.
-        plateau: Loss when the run was forked; NaN if it diverged.
+        plateau: Loss when the run was forked; NaN or infinite if it diverged.
         wait: Loss at the end of this branch.
         lower: Likewise.
         rescaled: Loss right after rescaling the hidden layers.
@@ -318,6 +341,7 @@ class PlateauOutcome:
         plateau_domination: The same on the plateau.
         restart_domination: The same at the end of this branch.
         plateau_dying: Share of dying units on the plateau, in the layer with the most.
+        plateau_silent: Share of silent samples there, likewise.
     """
 
     norm: str
@@ -337,6 +361,7 @@ class PlateauOutcome:
     plateau_domination: float
     restart_domination: float
     plateau_dying: float
+    plateau_silent: float
 
 
 def plateau_outcome(settings: FalseMinimumSettings) -> PlateauOutcome:
@@ -384,6 +409,7 @@ def plateau_outcome(settings: FalseMinimumSettings) -> PlateauOutcome:
         plateau_domination=hidden(last, "plateau", "domination"),
         restart_domination=hidden(last, "restart", "domination"),
         plateau_dying=last["plateau"].most_dying,
+        plateau_silent=last["plateau"].most_silent,
     )
 
 
@@ -441,10 +467,6 @@ def _direction(weight: Tensor) -> Tensor:
     return (weight.detach().double().norm() * (grad / size)).to(weight.dtype)
 
 
-def _hidden(model: nn.Module) -> Sequence[nn.Module]:
-    return list(supported_layers(model).values())[:-1]
-
-
 def _measured(
     run: TrainingRun, branch: str, every: int, offset: int = 0
 ) -> Iterator[FalseMinimumMeasurement]:
@@ -455,16 +477,16 @@ def _measured(
             last = record.diverged or record.step == run.settings.steps
             if last or (record.step - first) % every == 0:
                 yield FalseMinimumMeasurement(
-                    record, branch, record.step + offset, layer_weights(run.model), units.dying()
+                    record, branch, record.step + offset, layer_weights(run.model), *units.shares()
                 )
 
 
 class _Units:
-    """Sees which units of each ReLU are zero for all samples of the latest pass."""
+    """Sees which units, and which samples, have nothing but zeros behind a ReLU."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._zero: dict[str, Tensor] = {}
+        self._shares: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __enter__(self) -> _Units:
         self._handles = [
@@ -480,9 +502,12 @@ class _Units:
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def see(_module: nn.Module, _args: object, output: Tensor) -> None:
-            self._zero[name] = (output == 0).all(dim=0)
+            shut = output == 0
+            self._shares[name] = shut.all(dim=0).double().mean(), shut.all(dim=1).double().mean()
 
         return see
 
-    def dying(self) -> tuple[float, ...]:
-        return tuple(zero.double().mean().item() for zero in self._zero.values())
+    def shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the shares of dying units and of silent samples, by layer."""
+        dying, silent = zip(*self._shares.values(), strict=True)
+        return tuple(share.item() for share in dying), tuple(share.item() for share in silent)

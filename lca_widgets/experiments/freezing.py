@@ -33,7 +33,7 @@ class FreezingSettings:
     Attributes:
         trained: A digit for each layer, from the input to the output, as the authors name their
             runs: 1 trains it, 0 freezes it. ``"01111"`` freezes the first of five. 2 to 20 digits,
-            at least one of them 1.
+            at least one of them 1. The γ and β of a normalisation are trained whatever it says.
         width: Units of a hidden layer, 2 to 256.
         norm: A name among `lca_widgets.models.NORMS`.
         learning_rate: Step size η of gradient descent, 1e-6 to 1e6.

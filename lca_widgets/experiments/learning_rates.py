@@ -94,8 +94,9 @@ class TrainedState:
     fitted_after: float
 
 
-# Two threads that ask for the same trainings, as a lab's and a cell's do, share the work.
-_one_at_a_time = threading.Lock()
+# Two threads that ask for the same training, as a lab's and a cell's do, share the work; one that
+# asks for another does not wait.
+_locks: dict[TrainingAtRate, threading.Lock] = {}
 
 
 def trained_state(settings: TrainingAtRate) -> TrainedState:
@@ -105,7 +106,7 @@ def trained_state(settings: TrainingAtRate) -> TrainedState:
         >>> trained_state(TrainingAtRate(depth=3, learning_rate=0.3, samples=64)).accuracy
         1.0
     """
-    with _one_at_a_time, one_thread():
+    with _locks.setdefault(settings, threading.Lock()), one_thread():
         return _trained_state(settings)
 
 
@@ -147,7 +148,8 @@ class LearningRateSettings:
         init: A name among `lca_widgets.models.INITIALISERS`.
         lowest: The smallest rate, 1e-6 to 1e6.
         highest: The largest rate, at least the smallest.
-        rates: How many, in equal ratios, 1 to 50.
+        rates: How many, in equal ratios, 1 to 50. They are rounded to two digits; those that are
+            then the same count once.
         seeds: Trainings with each rate and network, 1 to 20.
         updates: Steps of each training.
         samples: Training digits, all in every step.
@@ -181,7 +183,7 @@ class LearningRateSettings:
     @property
     def steps(self) -> int:
         """Number of the last training, counted from 0."""
-        return self.rates * self.seeds * (1 if self.norm == "none" else 2) - 1
+        return len(self._rounded_rates()) * len(self._norms()) * self.seeds - 1
 
     def trainings(self) -> list[TrainingAtRate]:
         """All trainings: rate by rate the seeds of the plain network, then those of the other."""
@@ -194,15 +196,21 @@ class LearningRateSettings:
             samples=self.samples,
             seed=self.seed,
         )
-        ratio = (self.highest / self.lowest) ** (1 / max(1, self.rates - 1))
-        # Rounded: a rate that is asked for again is to be the same one, however it was reached.
-        rates = [float(f"{self.lowest * ratio**k:.2g}") for k in range(self.rates)]
         return [
             replace(first, learning_rate=rate, norm=norm, seed=self.seed + k)
-            for rate in rates
-            for norm in dict.fromkeys(("none", self.norm))
+            for rate in self._rounded_rates()
+            for norm in self._norms()
             for k in range(self.seeds)
         ]
+
+    def _rounded_rates(self) -> list[float]:
+        ratio = (self.highest / self.lowest) ** (1 / max(1, self.rates - 1))
+        # Rounded: a rate that is asked for again is to be the same one, however it was reached.
+        rates = (float(f"{self.lowest * ratio**k:.2g}") for k in range(self.rates))
+        return list(dict.fromkeys(rates))
+
+    def _norms(self) -> list[str]:
+        return list(dict.fromkeys(("none", self.norm)))
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _key(measure: Callable[..., Any], settings: Any) -> str:
 
 @cache
 def _surroundings() -> tuple[str, ...]:
-    """What a result depends on beside its settings."""
+    """What a result depends on beside its settings; the source as it was at the first sweep."""
     source = hashlib.sha256()
     root = Path(lca_widgets.__file__).parent
     for path in sorted(root.rglob("*.py")):

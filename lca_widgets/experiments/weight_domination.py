@@ -200,9 +200,9 @@ class DominationMeasurement:
 def weight_domination(settings: DominationSettings) -> Iterator[DominationMeasurement]:
     """Train a network, its first steps at a large rate, and measure every weight at every step.
 
-    When the large steps are over, the run is copied: the copy's hidden layers are frozen, and it is
-    trained along. Where weights dominate their gradients, the two losses are the same: the hidden
-    layers do not move, frozen or not.
+    When the large steps are over, the run is copied: the copy's hidden layers are frozen, γ and β
+    with them, and it is trained along. Where weights dominate their gradients, the two losses are
+    the same: the hidden layers do not move, frozen or not.
 
     Args:
         settings: The network and its training.
@@ -248,6 +248,7 @@ def _steps(settings: DominationSettings) -> Iterator[tuple[StepRecord, nn.Module
         weight_decay=settings.weight_decay,
     )
     twin = run.fork()
+    twin.model.requires_grad_(False)  # γ and β too
     freeze(twin.model, "0" * (settings.depth - 1) + "1")
     losses = itertools.chain((record.loss for record in twin), itertools.repeat(math.nan))
     for record, frozen_loss in zip(run, losses, strict=False):  # a twin that diverged is over

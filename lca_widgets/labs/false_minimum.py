@@ -73,7 +73,9 @@ def describe_plateau(measurement: FalseMinimumMeasurement) -> str:
     if m.branch != PLATEAU:
         where += f", {_WORDS[m.branch]},"
     if kind == "diverged":
-        return f"{where} the loss is not finite: the run diverged. Only a restart goes on."
+        goes_on = m.branch in (PLATEAU, "wait")
+        advice = "Only a restart goes on." if goes_on else "Lower the rate after the fork."
+        return f"{where} the loss is not finite: the run diverged. {advice}"
     numbers = (
         f"{where} the loss is {number(m.training.loss)}; in the hidden layers "
         f"σ_max(∂L/∂W) : σ_max(W) is {number(m.hidden('domination'))} and the product "
@@ -82,7 +84,8 @@ def describe_plateau(measurement: FalseMinimumMeasurement) -> str:
     dying = f"{percent(m.most_dying)} of the units of a layer are zero for every sample"
     verdict = {
         "false minimum": "No minimum: the weights are too large for the gradient to move.",
-        "dead": f"Dead: {dying}, and no gradient comes back.",
+        "dead": f"Dead: for {percent(m.most_silent)} of the samples a layer has no open unit, and "
+        "no gradient comes back.",
         "minimum": "It has learned its samples: the loss is low, and the product small with it.",
         "lost": "Not the weights' size alone is in the way: the product is small as well, and the "
         "loss is not.",
@@ -99,7 +102,8 @@ def _fork(branch: str) -> Callable[[FalseMinimumSettings, FalseMinimumMeasuremen
     def change(settings: FalseMinimumSettings, latest: FalseMinimumMeasurement) -> dict[str, Any]:
         before = [name for name in settings.branch_names if name != branch]
         changed: dict[str, Any] = {"branches": ",".join([*before, branch])}
-        if latest.branch == PLATEAU and not latest.training.diverged:
+        # With a branch there already, the plateau on screen is only drawn again.
+        if latest.branch == PLATEAU and not before and not latest.training.diverged:
             changed["plateau_steps"] = latest.step
         return changed
 
@@ -109,7 +113,7 @@ def _fork(branch: str) -> Callable[[FalseMinimumSettings, FalseMinimumMeasuremen
 def _series_rows(*columns: str) -> Callable[[FalseMinimumMeasurement], Iterator[Sequence[float]]]:
     def rows(m: FalseMinimumMeasurement) -> Iterator[Sequence[float]]:
         values = {name: m.hidden(name) for name in _QUANTITIES if name in columns}
-        values |= {"loss": m.training.loss, "dying": m.most_dying}
+        values |= {"loss": m.training.loss, "silent": m.most_silent}
         yield m.step, _SERIES.index(m.branch), *(values[name] for name in columns)
 
     return rows
@@ -128,7 +132,7 @@ def plateau_table(measurements: Iterable[FalseMinimumMeasurement]) -> pd.DataFra
                 "accuracy": m.training.accuracy,
             }
             | {name: m.hidden(name) for name in _QUANTITIES}
-            | {"dying": m.most_dying}
+            | {"dying": m.most_dying, "silent": m.most_silent}
             for m in measurements
         ]
     )
@@ -164,7 +168,7 @@ def _limits(
     settings: FalseMinimumSettings, first: FalseMinimumMeasurement
 ) -> dict[str, tuple[float, float]]:
     branch = settings.branch_steps if settings.branch_names else 0
-    return {"step": (0, settings.plateau_steps + branch), "dying": (0, 1)}
+    return {"step": (0, settings.plateau_steps + branch), "silent": (0, 1)}
 
 
 def _panel(title: str, column: str, **options: Any) -> Panel:
@@ -235,8 +239,8 @@ class FalseMinimum(Lab):
     }
     tables: ClassVar[Mapping[str, Table]] = {
         "steps": Table(
-            ("step", "series", "loss", *_QUANTITIES, "dying"),
-            _series_rows("loss", *_QUANTITIES, "dying"),
+            ("step", "series", "loss", *_QUANTITIES, "silent"),
+            _series_rows("loss", *_QUANTITIES, "silent"),
         ),
     }
     limits = staticmethod(_limits)
@@ -245,7 +249,7 @@ class FalseMinimum(Lab):
         _panel("loss", "loss", log=True),
         _panel("product σ(W)·σ(∂L/∂W)", "sensitivity", log=True),
         _panel("ratio σ(∂L/∂W) : σ(W)", "domination", log=True),
-        _panel("dying units, worst layer", "dying"),
+        _panel("samples that a layer lets nothing pass of", "silent"),
         _panel("σ_max(W)", "weight_sigma", log=True),
         _panel("σ_max(∂L/∂W)", "grad_sigma", log=True),
     )

@@ -26,8 +26,10 @@ def describe_freezing(measurement: FreezingMeasurement) -> str:
     m, step = measurement, measurement.training.step
     if m.training.diverged:
         return f"The run diverged: the loss is not finite at step {step}. Lower the learning rate."
+    if step == 0:
+        return f"At the start the loss is {number(m.training.loss)}."
     still = sum(part == 0 for part in m.moved)
-    if step == 0 or not still:
+    if not still:
         return (
             f"At step {step} the loss is {number(m.training.loss)}. Freeze a layer to see what its "
             "training is worth."
@@ -115,7 +117,8 @@ class Freezing(Lab):
             tuple(str(k) for k in range(1, LAYERS + 1)),
             on="trained",
             off="frozen",
-            help="From the input to the output; a layer that is off keeps its initial weights.",
+            help="From the input to the output; a layer that is off keeps its initial weights. "
+            "γ and β are trained in any case.",
         ),
         Slider("learning_rate", "learning rate", 0.01, 10.0, log=True),
         Slider("steps", "steps", 0, 500, step=10),

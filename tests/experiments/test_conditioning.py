@@ -238,6 +238,18 @@ def test_ranks_are_bounded_for_plain_relu_networks_only(settings, words):
         unit_ranks(ConditioningSettings(**settings, steps=0))
 
 
+def test_a_run_that_diverges_has_no_ranks():
+    settings = ConditioningSettings(**(TINY | {"depth": 10}), learning_rate=3.0)
+    *_, last = conditioning(settings)
+    assert last.training.diverged
+    words = (
+        r"learning_rate must be small enough for 100 steps, got 3\.0: .* not finite at "
+        rf"step {last.training.step}\. Lower the learning rate"
+    )
+    with pytest.raises(ValueError, match=words):
+        unit_ranks(settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [

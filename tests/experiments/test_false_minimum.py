@@ -27,6 +27,7 @@ from lca_widgets.training import TrainingRun, TrainingSettings
 DEAD = {"norm": "batch", "depth": 10, "plateau_steps": 100}
 TINY = FalseMinimumSettings(depth=6, samples=256, plateau_steps=40, branch_steps=60, every=20)
 DATA = digits().train.first(256)
+MODULE = plateau_outcome.__globals__  # the package's name for the module is the function's
 
 
 @cache
@@ -59,9 +60,10 @@ def test_the_product_tells_the_three_plateaus_apart():
 
 def test_the_impostor_is_dead_at_any_size_of_its_weights():
     end = outcome(**DEAD)
-    assert end.plateau_dying > 0.5
+    assert end.plateau_silent > 0.8
     assert end.rescale == pytest.approx(end.plateau, rel=1e-3)
     assert end.restart < 0.15
+    assert outcome().plateau_silent == 0
     assert outcome().plateau_dying == 0  # without γ and β a unit is open for some sample
 
 
@@ -122,8 +124,25 @@ def test_waiting_is_the_run_gone_on():
 def test_a_run_asked_for_again_is_the_same_and_costs_nothing(monkeypatch):
     first = run(seed=11, branches="lower")
     refusal = partial(pytest.fail, "measured again")
-    monkeypatch.setitem(false_minimum.__globals__, "layer_weights", refusal)
+    monkeypatch.setitem(MODULE, "layer_weights", refusal)
     assert run(seed=11, branches="lower") == first
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4, 5])
+def test_an_interruption_is_not_taken_for_the_end(monkeypatch, calls):
+    settings = dataclasses.replace(TINY, seed=13 + calls, branches="lower")
+    left = iter(range(calls - 1))
+
+    def interrupted(model):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return layer_weights(model)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(MODULE, "layer_weights", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(false_minimum(settings))
+    assert [m.step for m in false_minimum(settings)] == [0, 20, 40, 40, 60, 80, 100]
 
 
 def test_a_reader_who_stops_half_way_leaves_the_rest_to_the_next_one():
@@ -162,6 +181,10 @@ def test_downhill_leads_down_from_a_false_minimum_and_nowhere_from_a_dead_networ
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert walks["batch-fixed"][1] < walks["batch-fixed"][0] - 0.1
     assert walks["batch"][1] == pytest.approx(walks["batch"][0], abs=1e-4)
+
+
+def test_blanks_between_branches_do_not_count():
+    assert FalseMinimumSettings(branches="wait, lower").branch_names == ("wait", "lower")
 
 
 def test_what_was_not_done_is_not_known():

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +19,7 @@ from lca_widgets.experiments.learning_rates import (
 )
 from lca_widgets.training import TrainingRun, TrainingSettings
 
+PATIENCE = 20  # seconds until a wait counts as hung
 TINY = {"depth": 6, "width": 32, "samples": 64, "rates": 4, "seeds": 3, "updates": 40}
 
 
@@ -96,6 +99,23 @@ def test_rates_are_round_and_in_equal_ratios():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ({"lowest": 0.1, "highest": 0.11, "rates": 6}, [0.1, 0.11]),
+        ({"lowest": 0.1, "highest": 0.1, "rates": 3}, [0.1]),
+    ],
+)
+def test_a_rate_that_is_rounded_to_another_one_counts_once(ends, expected):
+    settings = LearningRateSettings(
+        **ends, depth=2, width=4, samples=8, seeds=2, updates=1, norm="layer"
+    )
+    run = list(learning_rates(settings))
+    assert len(run) == settings.steps + 1 == 4 * len(expected)
+    asked = [(s.learning_rate, s.norm) for s in run[-1].summaries]
+    assert asked == [(rate, norm) for rate in expected for norm in ("none", "layer")]
+
+
 def test_without_a_normalisation_there_is_one_network():
     settings = LearningRateSettings(norm="none", rates=2, seeds=2)
     assert [one.norm for one in settings.trainings()] == ["none"] * 4
@@ -115,6 +135,33 @@ def test_a_training_is_made_once(monkeypatch):
     first, second = (list(learning_rates(settings)) for _ in range(2))
     assert first == second
     assert len(calls) == 4
+
+
+def test_the_same_training_is_waited_for_and_another_one_is_not(monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    calls = []
+    original = TrainingRun.__iter__
+
+    def held(run):
+        calls.append(run)
+        if len(calls) == 1:
+            begun.set()
+            assert go_on.wait(PATIENCE)
+        return original(run)
+
+    monkeypatch.setattr(TrainingRun, "__iter__", held)
+    one = TrainingAtRate(depth=2, width=4, samples=8, updates=1, seed=78)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(trained_state, one)
+        assert begun.wait(PATIENCE)
+        second = threads.submit(trained_state, one)
+        try:
+            threads.submit(trained_state, dataclasses.replace(one, seed=79)).result(PATIENCE / 2)
+            assert not second.done()
+        finally:
+            go_on.set()
+        assert first.result(PATIENCE) == second.result(PATIENCE)
+    assert len(calls) == 2
 
 
 def test_a_sweep_is_kept_on_disk_under_all_of_its_settings(monkeypatch, tmp_path):

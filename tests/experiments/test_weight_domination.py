@@ -97,6 +97,14 @@ def test_the_twin_parts_from_the_run_when_the_large_steps_are_over():
     assert measured[3].frozen_loss != measured[3].training.loss
 
 
+def test_the_twin_trains_its_output_layer_alone_whatever_the_normalisation():
+    # With β it could go on; without learnable γ and β it is the same network.
+    changes = {"large_steps": 0, "steps": 10}
+    assert run(norm="batch", **changes)[-1].frozen_loss == pytest.approx(
+        run(norm="batch-fixed", **changes)[-1].frozen_loss, rel=1e-4
+    )
+
+
 def test_few_measurements_are_some_of_all_of_them():
     every, few = run(), run(every=5)
     assert [m.training.step for m in few] == [0, 2, 5, 10, 12]

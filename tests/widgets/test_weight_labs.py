@@ -89,6 +89,13 @@ def test_a_diverged_run_says_so_in_words():
         assert "diverged" in kind.describe(last)
 
 
+def test_a_branch_that_diverges_gets_advice_of_its_own():
+    changes = {"norm": "none", "learning_rate": 0.1, "branches": "restart", "new_rate": 1000.0}
+    last = ran(FalseMinimum, **changes, train_last=True)[-1]
+    assert last.training.diverged
+    assert describe_plateau(last).endswith("Lower the rate after the fork.")
+
+
 def test_the_twins_loss_is_drawn_from_the_end_of_the_large_steps_on():
     drawn = np.concatenate([rows(WeightDomination, "steps", m) for m in ran(WeightDomination)])
     assert drawn[drawn[:, 1] == 1][:, 0].tolist() == [3, 4, 5, 6]
@@ -96,7 +103,8 @@ def test_the_twins_loss_is_drawn_from_the_end_of_the_large_steps_on():
 
 def test_the_words_count_the_frozen_layers():
     start, *_, end = ran(Freezing)
-    assert "Freeze a layer" in describe_freezing(start)
+    assert describe_freezing(start).startswith("At the start the loss is")
+    assert "Freeze a layer" in describe_freezing(ran(Freezing, trained="11111")[-1])
     assert describe_freezing(end).startswith("2 of 5 layers are frozen.")
 
 
@@ -169,6 +177,8 @@ def test_a_button_pressed_on_the_way_forks_the_run_right_there():
     *_, latest = ran(FalseMinimum, branches="")
     assert isinstance(latest, FalseMinimumMeasurement)
     assert change(settings, latest) == {"branches": "restart", "plateau_steps": 4}
+    again = dataclasses.replace(settings, branches="wait")  # the plateau is only drawn again
+    assert change(again, latest) == {"branches": "wait,restart"}
     on_branch = ran(FalseMinimum)[-1]
     assert change(settings, on_branch) == {"branches": "restart"}
 
