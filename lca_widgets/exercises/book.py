@@ -22,6 +22,9 @@ _MODULES = {
     "01": "linear_models",
     "02": "curvature_matrices",
     "03": "magnitude",
+    "04": "weight_domination",
+    "05": "false_minimum",
+    "06": "conditioning",
 }
 
 _switch: dict[str, bool] = {}  # {"on": …} once someone has decided

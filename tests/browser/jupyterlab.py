@@ -17,7 +17,7 @@ from playwright.sync_api import ConsoleMessage, Locator, Page
 
 START_TIMEOUT = 60  # seconds for the server
 KERNEL_TIMEOUT = 60_000  # ms until a notebook is connected to its kernel
-RUN_TIMEOUT = 120_000  # ms for all cells of a notebook
+RUN_TIMEOUT = 180_000  # ms for all cells of a notebook
 
 
 @contextmanager

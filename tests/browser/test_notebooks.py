@@ -95,6 +95,11 @@ DRAGS = [
     ("02_curvature_matrices.ipynb", 0, 12, "steps", 20),
     ("02_curvature_matrices.ipynb", 1, 4, "samples", 400),
     ("03_initialisation_and_magnitude.ipynb", 1, 4, "factor", -1),
+    ("04_weight_domination.ipynb", 0, 6, "large_rate", 4),
+    ("04_weight_domination.ipynb", 1, 4, "learning_rate", -1),
+    ("05_false_local_minimum.ipynb", 0, 6, "plateau_steps", 50),
+    ("06_bn_and_conditioning.ipynb", 0, 9, "depth", 10),
+    ("06_bn_and_conditioning.ipynb", 1, 4, "updates", 20),
 ]
 
 
@@ -129,6 +134,29 @@ def test_a_question_folds_its_hints_and_an_unanswered_one_says_so(run_notebook):
     fold.locator("summary").click()
     assert fold.get_attribute("open") is not None
     assert notebook.page.get_by_text("not answered yet").count() >= 5
+
+
+def test_a_pressed_toggle_freezes_a_layer(run_notebook):
+    lab = LabOnScreen(run_notebook("04_weight_domination.ipynb"), 1)
+    lab.wait_for_end()
+    first = lab.number("run")
+    lab.control("trained").locator("[data-toggle='0']").click()  # off at the start: on
+    lab.wait_for_rows(run=first + 1)
+    lab.wait_for_end()
+    assert "1 of 5 layers are frozen" in lab.screen.inner_text()
+    screenshot(lab.screen, "04_toggled")
+
+
+def test_a_run_on_its_plateau_is_forked_by_a_button(run_notebook):
+    lab = LabOnScreen(run_notebook("05_false_local_minimum.ipynb"))
+    lab.wait_for_end()
+    first = lab.number("run")
+    lab.screen.get_by_role("button", name="Rescale all weights").click()
+    lab.wait_for_rows(run=first + 1)
+    lab.wait_for_end()
+    assert "with all weights rescaled to their initial norms" in lab.screen.inner_text()
+    assert "rescale-all" in lab.control("state").input_value()
+    screenshot(lab.screen, "05_forked")
 
 
 def test_csv_export_downloads_the_table(tour, tmp_path):
