@@ -276,10 +276,17 @@ def test_newton_on_separable_data_lowers_the_loss_by_e_a_step():
 
 
 def test_the_seed_and_kappa_make_the_gaussian_data():
-    first, second = (run(data="gaussian", preparation="raw", seed=s, steps=1) for s in (0, 1))
-    assert first[0].inputs.kappa == pytest.approx(100)
-    assert first[1].errors != pytest.approx(second[1].errors)
-    assert torch.tensor(first[0].inputs.eigenvalues).min() == pytest.approx(0.01)
+    options = {"data": "gaussian", "preparation": "raw", "steps": 5}
+    seeds = (0, 0, 1)
+    first, again, other = (linear_problem(LinearSettings(**options, seed=s)).x for s in seeds)
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 0.1
+    for kappa in (10.0, 100.0):
+        inputs = run(**options, kappa=kappa)[0].inputs
+        assert inputs.kappa == pytest.approx(kappa)
+        assert min(inputs.eigenvalues) == pytest.approx(1 / kappa)
+    # Every draw has the same spectrum, and explains the same share of it in each direction.
+    assert losses(run(**options, seed=1)) == pytest.approx(losses(run(**options, seed=0)))
 
 
 @pytest.mark.parametrize(
