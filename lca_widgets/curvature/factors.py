@@ -561,7 +561,6 @@ class _LayerSums:
     def _input_total(self, x: Tensor, positions: torch.Size) -> Tensor:
         """Σ x over samples and positions, shape ``[G, d_in]``, the constants' sum appended."""
         total = self._moments.input_totals(self._over_samples(x), positions)[0]
-        total = total.to(sum_dtype(x.device))
         if not self._constant:
             return total
         ones = total.new_full((len(total), 1), self._moments.rows(x, positions))
@@ -569,13 +568,13 @@ class _LayerSums:
 
     def _gradient_total(self, g: Tensor) -> Tensor:
         """Σ g over samples and positions, shape ``[G, d_out]``."""
-        return self._moments.gradient_totals(self._over_samples(g))[0].to(sum_dtype(g.device))
+        return self._moments.gradient_totals(self._over_samples(g))[0]
 
     def _over_samples(self, values: Tensor) -> Tensor:
-        """Σ_n, kept as one sample: the sums over positions are linear, and cheap for one."""
+        """Σ_n, kept as one sample: the sums over positions are linear, and cheap in float64."""
         least = sum_dtype(values.device) if self._moments.wide else torch.float32
         dtype = torch.promote_types(values.dtype, least)
-        return values.sum(dim=0, keepdim=True, dtype=dtype)
+        return values.sum(dim=0, keepdim=True, dtype=dtype).to(sum_dtype(values.device))
 
     def _split(self, values: Tensor, n: int) -> list[tuple[int, Tensor]]:
         """Divide the n samples of ``values`` among the parts; the empty ones are left out."""
@@ -633,8 +632,8 @@ def _group_moment_sum(rows: Tensor) -> Tensor:
     """Σ_n r_n r_nᵀ for ``rows`` [n, G, d], shape [G, d, d]."""
     if rows.shape[1] == 1:
         return second_moment_sum(rows)[None]
-    scale, square = scaling(rows, wide=False)
-    groups = scaled(rows, scale).transpose(0, 1)
+    scale, square = scaling(rows, wide=True)
+    groups = scaled(rows, scale, wide=True).transpose(0, 1)
     return (groups.mT @ groups).to(square.dtype) * square
 
 

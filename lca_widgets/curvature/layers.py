@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from lca_widgets.curvature.capture import Convolution, Layer, linear_sizes
 from lca_widgets.curvature.moments import (
-    channels_multiplied_wide,
+    ROWS,
     rows_multiplied_wide,
     scaled,
     scaling,
     second_moment_sum,
+    sum_dtype,
 )
 from lca_widgets.curvature.patches import ConvGeometry, patch_moment_sum, patch_sums
 
@@ -160,13 +161,17 @@ def _channel_totals(values: Tensor, groups: int) -> Tensor:
 def channel_moment_sum(values: Tensor, groups: int) -> Tensor:
     """Return Σ over samples and positions of v vᵀ for ``values`` [N, C, …], ``[G, C/G, C/G]``."""
     by_group = values.flatten(2).unflatten(1, (groups, -1))  # [N, G, C/G, P]
-    if by_group.shape[2] > by_group.shape[3]:  # N matrices of C/G² would outgrow the values
-        rows = by_group.permute(1, 0, 3, 2).flatten(1, 2)
-        return torch.stack([second_moment_sum(group) for group in rows])
-    wide = channels_multiplied_wide(by_group.shape[2])
-    scale, square = scaling(values, wide=wide)
-    total = torch.zeros((), dtype=square.dtype, device=values.device)
-    for part in by_group.split(max(1, VALUES // by_group[0].numel())):
-        channels = scaled(part, scale, wide=wide)
-        total = total + (channels @ channels.mT).sum(dim=0, dtype=square.dtype)
+    channels, positions = by_group.shape[2:]
+    size = max(1, VALUES // by_group[0].numel())
+    total = torch.zeros((), dtype=sum_dtype(values.device), device=values.device)
+    # N matrices of C/G² would outgrow the values where there are more channels than positions.
+    if channels > positions or not rows_multiplied_wide(channels):
+        for part in by_group.split(max(size, ROWS // positions)):
+            rows = part.permute(1, 0, 3, 2).flatten(1, 2)
+            total = total + torch.stack([second_moment_sum(group) for group in rows])
+        return total
+    scale, square = scaling(values, wide=True)
+    for part in by_group.split(size):
+        vectors = scaled(part, scale, wide=True)
+        total = total + (vectors @ vectors.mT).sum(dim=0, dtype=total.dtype)
     return total * square

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "MIXED",
     "ROWS",
     "channels_multiplied_wide",
     "exact_products",
+    "mixed",
+    "product_dtype",
     "relative_cut",
     "rows_multiplied_wide",
     "scaled",
     "scaling",
     "second_moment_sum",
     "sum_dtype",
-    "symmetric_product",
+    "symmetric_sum",
 ]
 
-ROWS = 4096  # float32 adds up this many rows at a time, float64 the sums of those
+ROWS = 2048  # float32 adds up this many rows at a time, float64 the sums of those
+MIXED = 16  # rows that are mixed with each other: as cheap as a copy, and enough
 UNSCALED = 2.0**40  # magnitudes below it, and above one over it, have products that float32 holds
-# Rows up to this width are multiplied in float64, where that costs little: BLAS adds up so narrow a
-# float32 product in one chain, 1e-5 of λ_max off at worst.
-NARROW = 64
+NARROW = 64  # rows up to this width are multiplied in float64, where that costs little
 FEW_CHANNELS = 16  # fewer channels of a convolution likewise
 PANEL = 96  # columns of a product's panel: wide enough for BLAS, narrow enough to skip a half
 
@@ -39,8 +42,8 @@ def relative_cut(dtype: torch.dtype, *, wide: bool) -> float:
     """Return the relative size below which an eigenvalue of a second moment is rounding noise.
 
     That is 1e-12 for float64 values. For float32 values it is 1e-7 where their products were
-    float64, and 1e-6 where they were float32: sums of many equal numbers, of a constant background
-    or of two classes' gradients, round to one side (up to 8e-7 of λ_max was seen).
+    float64, and 1e-6 where they were float32, of rows that were `mixed`: with every set of MKL's
+    kernels (processors differ in them) noise stayed below half of that.
 
     Args:
         dtype: Of the values.
@@ -136,25 +139,30 @@ def scaling(values: Tensor, *, wide: bool) -> tuple[Tensor | None, Tensor]:
     return 1 / power, power.to(sums) ** 2
 
 
+def product_dtype(values: Tensor, *, wide: bool) -> torch.dtype:
+    """Return the type in which values are multiplied: float32 at least, `sum_dtype` if ``wide``."""
+    least = sum_dtype(values.device) if wide else torch.float32
+    return torch.promote_types(values.dtype, least)
+
+
 def scaled(values: Tensor, scale: Tensor | None, *, wide: bool = False) -> Tensor:
-    """Return ``s * values``, or ``values``, in the type to multiply in: float32 at least.
+    """Return ``s * values``, or ``values``, in `product_dtype`.
 
     Args:
         values: Any shape.
         scale: s of `scaling`.
         wide: Whether to multiply in `sum_dtype`.
     """
-    least = sum_dtype(values.device) if wide else torch.float32
-    values = values.to(torch.promote_types(values.dtype, least))
+    values = values.to(product_dtype(values, wide=wide))
     return values if scale is None else values * scale
 
 
 def second_moment_sum(rows: Tensor) -> Tensor:
     """Return Σ r rᵀ over all leading dimensions of ``rows`` […, d], shape ``[d, d]``.
 
-    Narrow rows are multiplied in float64, others in their own type, float32 at least, a few
-    thousand at a time; the sum is taken and returned in `sum_dtype`. `relative_cut` says how far
-    that may be off.
+    Narrow rows are multiplied in float64, others in their own type, float32 at least, `mixed` and
+    two thousand at a time; the sum is taken and returned in `sum_dtype`. `relative_cut` says how
+    far that may be off.
     """
     flat = rows.reshape(-1, rows.shape[-1])
     if not len(flat):
@@ -162,25 +170,68 @@ def second_moment_sum(rows: Tensor) -> Tensor:
     wide = rows_multiplied_wide(flat.shape[1])
     scale, square = scaling(flat, wide=wide)
     parts = (scaled(part, scale, wide=wide) for part in flat.split(ROWS))
-    products = (symmetric_product(part, square.dtype) for part in parts)
-    total = next(products)
-    for product in products:
-        total += product
+    total = symmetric_sum(mixed(part) for part in parts)
     return total if scale is None else total.mul_(square)
 
 
-def symmetric_product(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``rows.T @ rows`` for rows ``[n, d]``, computing only one half where that pays.
+def mixed(rows: Tensor) -> Tensor:
+    """Return other rows of which Σ r rᵀ is the same, but for rounding; float64 ones as they are.
 
-    The product is taken in the type of ``rows`` and returned in ``dtype``.
+    float32 sums of many equal products (of a constant background, of two classes' gradients) round
+    to one side: up to 4e-5 of λ_max, depending on how many of them the processor's BLAS adds up in
+    one chain. Random orthogonal matrices, each times a few rows, leave the sum alone and make the
+    products differ: their errors go either way and cancel.
+
+    Args:
+        rows: Shape ``[…, n, d]``; a value that is not finite spreads to its neighbours' rows.
+
+    Returns:
+        The same shape.
     """
-    d = rows.shape[1]
+    if rows.dtype == torch.float64:
+        return rows
+    count, rest = divmod(rows.shape[-2], MIXED)
+    whole = count * MIXED
+    blocks = rows[..., :whole, :].unflatten(-2, (count, MIXED))
+    power = 1 << count.bit_length()  # not as many as there are sizes of batches
+    blocks = (_rotations(power, MIXED, rows.device)[:count] @ blocks).flatten(-3, -2)
+    if not rest:
+        return blocks
+    others = _rotations(1, rest, rows.device)[0] @ rows[..., whole:, :]
+    return torch.cat([blocks, others], dim=-2)
+
+
+@functools.lru_cache(maxsize=64)
+def _rotations(count: int, size: int, device: torch.device) -> Tensor:
+    """Return the same random orthogonal matrices each time, shape ``[count, size, size]``."""
+    with torch.inference_mode(False):  # they are kept for other modes
+        generator = torch.Generator().manual_seed(0)
+        gaussian = torch.randn(
+            count, size, size, generator=generator, dtype=torch.float64, device="cpu"
+        )
+        return torch.linalg.qr(gaussian).Q.float().to(device)
+
+
+def symmetric_sum(parts: Iterable[Tensor]) -> Tensor:
+    """Return Σ ``part.T @ part`` over parts ``[n, d]``, computing only one half where that pays.
+
+    The products are taken in the type of the parts, and added up in `sum_dtype`.
+    """
+    parts = iter(parts)
+    first = next(parts)
+    d, dtype = first.shape[1], sum_dtype(first.device)
     if d < 2 * PANEL:
-        return (rows.T @ rows).to(dtype)
-    product = torch.empty(d, d, dtype=dtype, device=rows.device)
-    for start in range(0, d, PANEL):
-        stop = min(start + PANEL, d)
-        panel = rows[:, start:stop].T @ rows[:, start:]
-        product[start:stop, start:] = panel
-        product[stop:, start:stop] = panel[:, stop - start :].T
-    return product
+        total = (first.T @ first).to(dtype)
+        for part in parts:
+            total += part.T @ part
+        return total
+    total = torch.empty(d, d, dtype=dtype, device=first.device)
+    panels = [slice(start, start + PANEL) for start in range(0, d, PANEL)]
+    for panel in panels:
+        total[panel, panel.start :] = first[:, panel].T @ first[:, panel.start :]
+    for part in parts:
+        for panel in panels:
+            total[panel, panel.start :] += part[:, panel].T @ part[:, panel.start :]
+    for panel in panels:
+        total[panel.stop :, panel] = total[panel, panel.stop :].T
+    return total

@@ -33,16 +33,19 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lca_widgets.curvature.moments import (
+    MIXED,
     channels_multiplied_wide,
+    mixed,
+    product_dtype,
     scaled,
     scaling,
     sum_dtype,
-    symmetric_product,
+    symmetric_sum,
 )
 
 __all__ = ["ConvGeometry", "patch_moment_sum", "patch_sums", "unfold_patches"]
 
-ROWS = 2048  # float32 adds up this many rows, then float64: 1e-8 of λ_max, and fast
+ROWS = 2048  # float32 adds up this many rows, then float64
 VALUES = 2**22  # values copied at once, at most, if a sample has not more
 # Multiplications that take as long as copying a value, and as the calls for a product; matrices
 # of fewer columns than NARROW are multiplied no faster.
@@ -182,12 +185,12 @@ def patch_sums(x: Tensor, geometry: ConvGeometry, positions: Sequence[int]) -> T
 def patch_moment_sum(x: Tensor, geometry: ConvGeometry, positions: Sequence[int]) -> Tensor:
     """Return Σ_n Σ_t p_nt p_ntᵀ, the second moment of the patches, without building them.
 
-    It is that of `unfold_patches`, up to rounding. float64 inputs are multiplied in float64, others
-    (but for a few channels) in float32: about 1e-8 of the largest eigenvalue off, 5e-7 where half
-    of all inputs are one same number, as each addition then rounds alike. On a GPU nothing waits
-    for the device. Memory beyond the result: some copies of a part of the batch, and a padded input
-    where the padding is not zeros. Where patches cost less, as for a 1×1 kernel or few positions,
-    they are built.
+    It is that of `unfold_patches`, up to rounding. float64 inputs are multiplied in float64; so are
+    those of few channels, and where fewer than 16 samples are taken at a time. Others are
+    multiplied in float32: about 1e-8 of the largest eigenvalue off, up to 1e-6 where all inputs are
+    one of two numbers. On a GPU nothing waits for the device. Memory beyond the result: some copies
+    of a part of the batch, and a padded input where the padding is not zeros. Where patches cost
+    less, as for a 1×1 kernel or few positions, they are built.
 
     Args:
         x: The layer's input ``[N, C_in, *size]``; a value that is not finite stays in the result.
@@ -216,15 +219,47 @@ def patch_moment_sum(x: Tensor, geometry: ConvGeometry, positions: Sequence[int]
     products = _products(axes)
     channels = x.shape[1] // geometry.groups
     wide = channels_multiplied_wide(channels)
+    chunks = _chunks(x, axes[-1].length, x[0].numel())
+    by_patches = _patches_cost_less(x, geometry, positions, axes, products)
+    wide = wide or (not by_patches and len(chunks[0]) < MIXED)  # too few samples to mix
     scale, square = scaling(x, wide=wide)  # for one chunk after the other: no copy of all
-    if _patches_cost_less(x, geometry, positions, axes, products):
+    if by_patches:
         return _moment_of_patches(x, scale, geometry, positions, wide) * square
+    rounded = product_dtype(x, wide=wide) == torch.float32
+    stretch = _stretch(x.shape[1], x.device)
     sums: list[Tensor] = []
-    for part in _chunks(x, axes[-1].length, x[0].numel()):
-        stored = _stored(scaled(part, scale, wide=wide), geometry, axes)
+    for part in chunks:
+        values = scaled(part, scale, wide=wide)
+        if rounded:
+            values = _mixed_samples(values, stretch)
+        stored = _stored(values, geometry, axes)
         new = [_multiply(stored, product, axes) for product in products]
         sums = [a.add_(b) for a, b in zip(sums, new, strict=True)] if sums else new
-    return _assembled([total * square for total in sums], products, axes, geometry, channels)
+    moment = _assembled([total * square for total in sums], products, axes, geometry, channels)
+    if rounded:
+        columns = stretch.to(moment.dtype).view(geometry.groups, channels, 1)
+        columns = columns.expand(-1, -1, math.prod(geometry.kernel)).flatten(1)
+        moment /= columns[:, :, None] * columns[:, None, :]
+    return moment
+
+
+def _mixed_samples(x: Tensor, stretch: Tensor) -> Tensor:
+    """Return ``x`` `mixed`, and its channels times ``stretch``.
+
+    Rows may be mixed by samples only, all positions alike, if they are to be shifted. Then there
+    are few different products in a sum, and errors that many pairs of channels and taps share: of
+    two values everywhere, up to 2e-6 of λ_max. Channels of different sizes share none.
+    """
+    return mixed(x.flatten(1)).view_as(x).mul_(stretch.view(-1, *[1] * (x.dim() - 2)))
+
+
+@functools.lru_cache(maxsize=64)
+def _stretch(channels: int, device: torch.device) -> Tensor:
+    """Return the same random factors between 1 and 2 each time, shape ``[channels]``."""
+    with torch.inference_mode(False):  # they are kept for other modes
+        generator = torch.Generator().manual_seed(0)
+        factors = 1 + torch.rand(channels, generator=generator, dtype=torch.float32, device="cpu")
+        return factors.to(device)
 
 
 def _padded(x: Tensor, geometry: ConvGeometry) -> Tensor:
@@ -256,7 +291,8 @@ def _stuffed(x: Tensor, geometry: ConvGeometry, positions: Sequence[int]) -> Ten
 
 def _chunks(x: Tensor, rows: int, values: int) -> tuple[Tensor, ...]:
     """Split the batch into parts of few rows and few values, of which a sample has so many."""
-    return x.split(max(1, min(ROWS // rows, VALUES // values)))
+    samples = max(1, min(ROWS // rows, VALUES // values))
+    return x.split(samples - samples % MIXED if samples > MIXED else samples)
 
 
 def _moment_of_patches(
@@ -271,9 +307,9 @@ def _moment_of_patches(
     total = torch.zeros((), dtype=sum_dtype(x.device), device=x.device)
     for part in _chunks(x, count, x.shape[1] * math.prod(geometry.kernel) * count):
         patches = unfold_patches(scaled(part, scale, wide=wide), geometry, positions)
-        rows = patches.permute(1, 0, 3, 2).flatten(1, 2)
+        rows = mixed(patches.permute(1, 0, 3, 2).flatten(1, 2))
         if len(rows) == 1:
-            total = total + symmetric_product(rows[0], total.dtype)[None]
+            total = total + symmetric_sum([rows[0]])[None]
         else:
             total = total + (rows.mT @ rows).to(total.dtype)
     return total

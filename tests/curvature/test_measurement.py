@@ -76,6 +76,15 @@ def test_what_the_mean_alone_makes_is_cut_off_as_noise():
     assert spectra.input_centred.kappa(0.5) == math.inf
 
 
+def test_the_mean_of_a_large_constant_image_leaves_no_noise():
+    x = torch.full((2, 3, 224, 224), 0.7)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    [factors] = kronecker_factors(model, LOSS, (x, torch.arange(2)), means=True).layers
+    [spectra] = layer_spectra([factors])
+    assert spectra.input.rank == 1
+    assert spectra.input_centred.rank == 0
+
+
 def test_an_expectation_over_labels_has_no_mean_gradient():
     model, *batch = problem("feed-forward, in-place ReLU")
     factors = kronecker_factors(model, LOSS, tuple(batch), fisher="exact", means=True).layers
