@@ -72,7 +72,8 @@ class CurvatureSettings:
         depth: Linear layers, the output layer included, 1 to 6.
         width: Units of a hidden layer, 2 to 32.
         activation: ``"tanh"``, ``"relu"`` or ``"linear"``.
-        norm: A name among `lca_widgets.models.NORMS`.
+        norm: A name among `lca_widgets.models.NORMS` but ``"weight"``, whose layers are not linear
+            in their weights.
         labels: Whose labels' gradients the layers' blocks and factors are made of: ``"model"`` or
             ``"data"``. The model's are an expectation over all labels; with batch normalisation,
             which couples the samples, that would take a backward pass for each label of each
@@ -106,7 +107,7 @@ class CurvatureSettings:
         require_integer("depth", self.depth, low=1, high=6)
         require_integer("width", self.width, low=2, high=32)
         require_one_of("activation", self.activation, ACTIVATIONS)
-        require_one_of("norm", self.norm, NORMS)
+        require_one_of("norm", self.norm, [norm for norm in NORMS if norm != "weight"])
         require_one_of("labels", self.labels, LABELS)
         require_in_range("learning_rate", self.learning_rate, low=1e-4, high=1e4)
         require_integer("steps", self.steps, low=0, high=100_000)

@@ -82,7 +82,7 @@ def test_sizes_rise_in_equal_ratios_and_every_one_is_a_record():
         ({"depth": 0}, "depth must be between 1 and 20, got 0"),
         ({"width": 1}, "width must be between 2 and 256, got 1"),
         ({"activation": "gelu"}, "activation must be one of .*, got 'gelu'"),
-        ({"norm": "layer"}, "norm must be one of .*, got 'layer'"),
+        ({"norm": "instance"}, "norm must be one of .*, got 'instance'"),
         ({"seed": -1}, "seed must be between 0 and 2147483647, got -1"),
     ],
 )
