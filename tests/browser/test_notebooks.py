@@ -95,7 +95,7 @@ DRAGS = [
     ("02_curvature_matrices.ipynb", 0, 12, "steps", 20),
     ("02_curvature_matrices.ipynb", 1, 4, "samples", 400),
     ("03_initialisation_and_magnitude.ipynb", 1, 4, "factor", -1),
-    ("04_weight_domination.ipynb", 0, 6, "large_rate", 4),
+    ("04_weight_domination.ipynb", 0, 6, "large_rate", 2),
     ("04_weight_domination.ipynb", 1, 4, "learning_rate", -1),
     ("05_false_local_minimum.ipynb", 0, 6, "plateau_steps", 50),
     ("06_bn_and_conditioning.ipynb", 0, 9, "depth", 10),
