@@ -19,7 +19,7 @@ from lca_widgets.curvature.moments import exact_products, second_moment_sum, sum
 from lca_widgets.curvature.passes import undisturbed
 from lca_widgets.curvature.spectrum import largest_eigenvalues, to_cpu
 
-__all__ = ["WeightCapture", "WeightNorms"]
+__all__ = ["WeightCapture", "WeightNorms", "smaller_gram"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class WeightCapture:
             return
         weight = _weight(layer)
         with exact_products(weight.device):
-            self._grams[name] = _smaller_gram(_matrices(layer, weight.detach()))
+            self._grams[name] = smaller_gram(_matrices(layer, weight.detach()))
         if not weight.requires_grad or is_parametrized(layer, "weight"):
             return
         self._layers[name] = layer, weight
@@ -103,7 +103,7 @@ class WeightCapture:
         gradients = {}
         for name, matrices in self._matrices_of_gradients().items():
             with exact_products(matrices.device):
-                gradients[name] = _smaller_gram(matrices)
+                gradients[name] = smaller_gram(matrices)
         largest = largest_eigenvalues([*self._grams.values(), *gradients.values()])
         sigmas = [math.sqrt(max(value, 0.0)) for value in largest]  # NaN stays NaN
         traces = [gram.diagonal(dim1=-2, dim2=-1).sum() for gram in self._grams.values()]
@@ -158,8 +158,8 @@ def _matrices(layer: Layer, weight: Tensor) -> Tensor:
     return by_group.flatten(2)
 
 
-def _smaller_gram(matrices: Tensor) -> Tensor:
-    """Return W Wᵀ or Wᵀ W, the smaller of the two, ``[d, d]`` or ``[G, d, d]``."""
+def smaller_gram(matrices: Tensor) -> Tensor:
+    """Return W Wᵀ or Wᵀ W of matrices ``[G, r, c]``, the smaller: ``[d, d]``, or ``[G, d, d]``."""
     rows = matrices if matrices.shape[1] > matrices.shape[2] else matrices.mT
     if len(rows) == 1:
         return second_moment_sum(rows[0])

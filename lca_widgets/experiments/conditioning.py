@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from lca_widgets._checks import require_in_range, require_integer, require_one_o
 from lca_widgets.curvature import Spectrum, moment_spectra, one_thread
 from lca_widgets.curvature.moments import relative_cut
 from lca_widgets.data import Split, digits
+from lca_widgets.experiments.small_networks import float64_digits, float64_mlp, in_one_thread
 from lca_widgets.experiments.sweep import sweep
-from lca_widgets.experiments.threads import in_one_thread
-from lca_widgets.models import ACTIVATIONS, INITIALISERS, NORMS, mlp
+from lca_widgets.models import ACTIVATIONS, INITIALISERS, NORMS
 from lca_widgets.monitor import analyze
 from lca_widgets.proximal import LayerPass, layer_passes
 from lca_widgets.records import LayerReport
@@ -35,8 +35,6 @@ __all__ = [
     "UnitRanks",
     "conditioning",
     "effective_samples",
-    "float64_digits",
-    "float64_mlp",
     "matched",
     "matched_table",
     "summarise",
@@ -441,37 +439,6 @@ def _unit_ranks(
         kappa50_g=_kappa50(gradients),
         kappa50_g_living=_kappa50(gradients[:, living]),
     )
-
-
-def float64_mlp(init: str, seed: int, **network: Any) -> nn.Sequential:
-    """Build a network for digits in float64, its weights drawn in float64, too.
-
-    Those that were drawn in float32 differ between processors by rounding, in the eighth digit; a
-    training at a large rate makes other runs of them.
-
-    Args:
-        init: A name among `lca_widgets.models.INITIALISERS`.
-        seed: Draws the weights.
-        **network: Arguments of `lca_widgets.models.mlp`.
-
-    Example:
-        >>> float64_mlp("he", 0, depth=2, width=8)[0].weight.dtype
-        torch.float64
-    """
-    data = digits()
-    model = mlp(data.features, data.classes, init=init, seed=seed, **network).double()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in model:
-            if isinstance(layer, nn.Linear):
-                INITIALISERS[init](layer.weight, generator)
-    return model
-
-
-def float64_digits(samples: int) -> Split:
-    """Return the first training digits in float64."""
-    batch = digits().train.first(samples)
-    return Split(batch.x.double(), batch.y)
 
 
 def _network(settings: ConditioningSettings) -> tuple[nn.Sequential, Split]:

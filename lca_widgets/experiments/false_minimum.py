@@ -16,13 +16,9 @@ from torch.nn import functional
 from lca_widgets._checks import require_in_range, require_integer, require_one_of
 from lca_widgets.curvature import supported_layers
 from lca_widgets.data import Split, digits
-from lca_widgets.experiments.threads import in_one_thread
-from lca_widgets.experiments.weight_domination import (
-    LayerWeights,
-    geometric_mean,
-    layer_weights,
-)
-from lca_widgets.models import NORMS, mlp
+from lca_widgets.experiments.small_networks import digits_mlp, in_one_thread
+from lca_widgets.experiments.weight_domination import LayerWeights, hidden_mean, layer_weights
+from lca_widgets.models import NORMS
 from lca_widgets.surgery import freeze, rescale_
 from lca_widgets.training import StepRecord, TrainingRun, TrainingSettings
 
@@ -139,7 +135,7 @@ class FalseMinimumMeasurement:
 
     def hidden(self, quantity: str) -> float:
         """Return the geometric mean over the hidden layers of one of `LayerWeights`' numbers."""
-        return geometric_mean([getattr(layer, quantity) for layer in self.layers[:-1]])
+        return hidden_mean(self.layers, quantity)
 
     @property
     def most_dying(self) -> float:
@@ -226,18 +222,12 @@ class _Plateau:
 
     def __init__(self, settings: FalseMinimumSettings) -> None:
         self._settings = settings
-        data = digits()
-        self.initial = mlp(
-            data.features,
-            data.classes,
-            depth=settings.depth,
-            width=settings.width,
-            norm=settings.norm,
-            seed=settings.seed,
+        self.initial = digits_mlp(
+            depth=settings.depth, width=settings.width, norm=settings.norm, seed=settings.seed
         )
         if not settings.train_last:
             freeze(self.initial, "1" * (settings.depth - 1) + "0")
-        self.data = data.train.first(settings.samples)
+        self.data = digits().train.first(settings.samples)
         self.run: TrainingRun | None = None  # while it is measured, and when it was
         self.measurements = _Kept(self._measure)
 
@@ -299,7 +289,7 @@ def rescale_to(model: nn.Module, reference: nn.Module, *, output: bool = False) 
 
     Example:
         >>> model, reference = (
-        ...     mlp(64, 10, depth=3, width=16, norm="batch-fixed", gain=gain).double()
+        ...     digits_mlp(depth=3, width=16, norm="batch-fixed", gain=gain).double()
         ...     for gain in (1e3, 1.0)
         ... )
         >>> x = digits().train.x[:32].double()
@@ -435,7 +425,7 @@ def along_gradient(model: nn.Module, data: Split, parts: Sequence[float]) -> lis
         derived.
 
     Example:
-        >>> model = mlp(64, 10, depth=2, width=16)
+        >>> model = digits_mlp(depth=2, width=16)
         >>> at_start, further = along_gradient(model, digits().train, [0.0, 0.1])
         >>> further < at_start
         True

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lca_widgets._checks import require_in_range, require_integer, require_one_of
+from lca_widgets.curvature import supported_layers
 from lca_widgets.data import digits
-from lca_widgets.experiments.threads import in_one_thread
+from lca_widgets.experiments.small_networks import digits_mlp, in_one_thread
 from lca_widgets.experiments.weight_domination import LayerWeights, layer_weights
-from lca_widgets.models import NORMS, mlp
+from lca_widgets.models import NORMS
 from lca_widgets.surgery import freeze
 from lca_widgets.training import StepRecord, TrainingRun, TrainingSettings
 
@@ -110,7 +111,7 @@ def freezing(settings: FreezingSettings) -> Iterator[FreezingMeasurement]:
         (0.0, True, nan)
     """
     run = _run(settings)
-    initial = [parameter.detach().clone() for parameter in _weights(run.model)]
+    initial = [weight.clone() for weight in _weights(run.model)]
     full = _run(settings, trained="1" * len(settings.trained))
     for record, other in zip(run, _to_the_end(full), strict=False):
         moved = tuple(
@@ -173,19 +174,13 @@ def patterns(layers: int) -> list[str]:
 
 
 def _run(settings: FreezingSettings, trained: str | None = None) -> TrainingRun:
-    data = digits()
-    model = mlp(
-        data.features,
-        data.classes,
-        depth=len(settings.trained),
-        width=settings.width,
-        norm=settings.norm,
-        seed=settings.seed,
+    model = digits_mlp(
+        depth=len(settings.trained), width=settings.width, norm=settings.norm, seed=settings.seed
     )
     freeze(model, trained or settings.trained)
     training = TrainingSettings(settings.steps, settings.learning_rate)
-    return TrainingRun(model, data.train.first(settings.samples), training)
+    return TrainingRun(model, digits().train.first(settings.samples), training)
 
 
 def _weights(model: nn.Module) -> list[Tensor]:
-    return [parameter.detach() for name, parameter in model.named_parameters() if "linear" in name]
+    return [layer.weight.detach() for layer in supported_layers(model).values()]

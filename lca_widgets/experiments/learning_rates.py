@@ -15,7 +15,7 @@ from torch import nn
 from lca_widgets._checks import require_in_range, require_integer, require_one_of
 from lca_widgets.curvature import one_thread
 from lca_widgets.data import digits
-from lca_widgets.experiments.conditioning import float64_digits, float64_mlp
+from lca_widgets.experiments.small_networks import float64_digits, float64_mlp
 from lca_widgets.experiments.sweep import sweep
 from lca_widgets.models import INITIALISERS, NORMS
 from lca_widgets.training import StepRecord, TrainingRun, TrainingSettings, accuracy

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lca_widgets._checks import require_in_range, require_integer, require_one_of
 from lca_widgets.curvature import largest_eigenvalues, supported_layers
-from lca_widgets.data import Split, digits
-from lca_widgets.experiments.threads import in_one_thread
-from lca_widgets.models import NORMS, mlp
+from lca_widgets.curvature.weights import smaller_gram
+from lca_widgets.data import digits
+from lca_widgets.experiments.small_networks import digits_mlp, in_one_thread
+from lca_widgets.models import NORMS
 from lca_widgets.surgery import freeze
 from lca_widgets.training import StepRecord, TrainingRun, TrainingSettings
 
@@ -23,7 +24,7 @@ __all__ = [
     "DominationSettings",
     "LayerWeights",
     "dominated_training",
-    "geometric_mean",
+    "hidden_mean",
     "layer_weights",
     "weight_domination",
 ]
@@ -95,11 +96,8 @@ def layer_weights(model: nn.Module) -> tuple[LayerWeights, ...]:
 
 
 def _sizes(matrices: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """σ_max and Frobenius norm of each matrix, from its smaller Gram matrix in float64."""
-    grams = []
-    for matrix in matrices:
-        rows = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
-        grams.append(rows @ rows.T)
+    """σ_max and Frobenius norm of each matrix."""
+    grams = [smaller_gram(matrix[None]) for matrix in matrices]
     largest = largest_eigenvalues(grams)
     return [
         (math.sqrt(max(value, 0.0)), math.sqrt(gram.trace().item()))
@@ -107,13 +105,22 @@ def _sizes(matrices: Sequence[Tensor]) -> list[tuple[float, float]]:
     ]
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """Return the geometric mean of sizes, those that are NaN left out; NaN where none is left.
+def hidden_mean(layers: Sequence[LayerWeights], quantity: str) -> float:
+    """Return the geometric mean of a quantity over all layers but the last.
+
+    Args:
+        layers: From the input to the output.
+        quantity: One of `LayerWeights`' numbers; layers where it is NaN are left out.
+
+    Returns:
+        The mean; NaN where no layer is left.
 
     Example:
-        >>> round(geometric_mean([1.0, 100.0, math.nan]), 9), geometric_mean([0.0, 1.0])
-        (10.0, 0.0)
+        >>> layers = [LayerWeights(k, "", 10.0**k, 1.0, 1.0, 1.0) for k in (0, 2, 9)]
+        >>> round(hidden_mean(layers, "weight_sigma"), 9)
+        10.0
     """
+    values = [getattr(layer, quantity) for layer in layers[:-1]]
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return math.nan
@@ -193,7 +200,7 @@ class DominationMeasurement:
 
     def hidden(self, quantity: str) -> float:
         """Return the geometric mean over the hidden layers of one of `LayerWeights`' numbers."""
-        return geometric_mean([getattr(layer, quantity) for layer in self.layers[:-1]])
+        return hidden_mean(self.layers, quantity)
 
 
 @in_one_thread
@@ -231,10 +238,13 @@ def weight_domination(settings: DominationSettings) -> Iterator[DominationMeasur
 def _steps(settings: DominationSettings) -> Iterator[tuple[StepRecord, nn.Module, float]]:
     """Every step of the run, the network that it describes, and the loss of the frozen twin."""
     large = min(settings.large_steps, settings.steps)
-    model = _network(settings)
+    model = digits_mlp(
+        depth=settings.depth, width=settings.width, norm=settings.norm, seed=settings.seed
+    )
+    data = digits().train.first(settings.samples)
     if settings.hold_last and large:
         freeze(model, "1" * (settings.depth - 1) + "0")
-    run = TrainingRun(model, _data(settings), TrainingSettings(large, settings.large_rate))
+    run = TrainingRun(model, data, TrainingSettings(large, settings.large_rate))
     for record in run:
         if record.step == large and not record.diverged:
             break  # yielded as the first step at the smaller rate
@@ -302,19 +312,3 @@ def dominated_training(settings: DominationSettings) -> DominatedTraining:
         loss=end.training.loss,
         frozen_loss=end.frozen_loss,
     )
-
-
-def _network(settings: DominationSettings) -> nn.Sequential:
-    data = digits()
-    return mlp(
-        data.features,
-        data.classes,
-        depth=settings.depth,
-        width=settings.width,
-        norm=settings.norm,
-        seed=settings.seed,
-    )
-
-
-def _data(settings: DominationSettings) -> Split:
-    return digits().train.first(settings.samples)

@@ -13,12 +13,11 @@ from lca_widgets.experiments.conditioning import (
     conditioning,
     summarise,
 )
-from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, norm_names
+from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, changed_settings, norm_names
 from lca_widgets.records import Report, report_table
 from lca_widgets.widgets.control_panel import Choice, Option, Slider
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +80,7 @@ def _name_run(settings: ConditioningSettings) -> str:
     if settings.activation != "relu":
         parts.append(settings.activation)
     parts.append(f"η {number(settings.learning_rate)}")
-    others = ("samples", "seed")
-    parts += [f"{name} {value}" for name, value in changes(settings).items() if name in others]
+    parts += changed_settings(settings, "samples", "seed")
     return ", ".join(parts)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from lca_widgets.widgets.control_panel import Choice, Option
+from typing import Any
 
-__all__ = ["ACTIVATION", "NORMALISATION", "norm_names", "normalisation"]
+from lca_widgets.widgets.control_panel import Choice, Option
+from lca_widgets.widgets.state import changes
+
+__all__ = ["ACTIVATION", "NORMALISATION", "changed_settings", "norm_names", "normalisation"]
 
 _NORMS = {
     "none": "none",
@@ -38,3 +41,18 @@ ACTIVATION = Choice(
 def norm_names(norm: str) -> list[str]:
     """Return what a run's name says about its normalisation: nothing where there is none."""
     return [] if norm == "none" else [_NORMS[norm]]
+
+
+def changed_settings(settings: Any, *names: str) -> list[str]:
+    """Return what a run's name says about some settings: those that differ from the defaults.
+
+    Example:
+        >>> from lca_widgets.experiments import DominationSettings
+        >>> changed_settings(DominationSettings(weight_decay=0.1, depth=5), "weight_decay", "seed")
+        ['weight decay 0.1']
+    """
+    return [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in changes(settings).items()
+        if name in names
+    ]

@@ -15,11 +15,10 @@ from lca_widgets.experiments.curvature_matrices import (
     MatrixRecord,
     curvature_matrices,
 )
-from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, norm_names
+from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, changed_settings, norm_names
 from lca_widgets.widgets.control_panel import Choice, Option, Slider
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,8 +109,7 @@ def _name_run(settings: CurvatureSettings) -> str:
     parts = [f"{settings.activation} {settings.width}"]
     parts += norm_names(settings.norm)
     parts += [f"n {settings.samples}", f"η {settings.learning_rate:.3g}"]
-    others = ("components", "classes", "depth", "labels", "seed")
-    parts += [f"{name} {value}" for name, value in changes(settings).items() if name in others]
+    parts += changed_settings(settings, "components", "classes", "depth", "labels", "seed")
     return ", ".join(parts)
 
 

@@ -12,12 +12,11 @@ from lca_widgets.experiments.false_minimum import (
     FalseMinimumSettings,
     false_minimum,
 )
-from lca_widgets.labs.controls import norm_names, normalisation
-from lca_widgets.rules import DOMINATED, SENSITIVE
+from lca_widgets.labs.controls import changed_settings, norm_names, normalisation
+from lca_widgets.rules import DOMINATED, MANY_DYING, SENSITIVE
 from lca_widgets.widgets.control_panel import Slider, Switch
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["FalseMinimum", "describe_plateau", "kind_of_plateau"]
 
 DEAD = 1e-6  # of the product: far below what a minimum that training has reached has
-MANY_DYING = 0.5
 LOW_LOSS = 0.1  # a cross-entropy at which a network of ten classes has learned its samples
 
 PLATEAU = "plateau"
@@ -151,12 +149,9 @@ def _name_run(settings: FalseMinimumSettings) -> str:
     if settings.norm == "none":
         parts.insert(0, "plain")
     parts += [_NAMES[_SERIES.index(name)] for name in settings.branch_names]
-    others = ("gain", "train_last", "depth", "width", "samples", "seed", "new_rate")
-    parts += [
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in changes(settings).items()
-        if name in others
-    ]
+    parts += changed_settings(
+        settings, "gain", "train_last", "depth", "width", "samples", "seed", "new_rate"
+    )
     return ", ".join(parts)
 
 

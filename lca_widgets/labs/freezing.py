@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lca_widgets._format import number, percent
 from lca_widgets.experiments.freezing import FreezingMeasurement, FreezingSettings, freezing
-from lca_widgets.labs.controls import norm_names, normalisation
+from lca_widgets.labs.controls import changed_settings, norm_names, normalisation
 from lca_widgets.widgets.control_panel import Slider, Toggles
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +75,7 @@ def _results(m: FreezingMeasurement) -> dict[str, str]:
 
 def _name_run(settings: FreezingSettings) -> str:
     parts = [settings.trained, *norm_names(settings.norm), f"η {number(settings.learning_rate)}"]
-    others = ("width", "samples", "seed")
-    parts += [f"{name} {value}" for name, value in changes(settings).items() if name in others]
+    parts += changed_settings(settings, "width", "samples", "seed")
     return ", ".join(parts)
 
 

@@ -15,11 +15,10 @@ from lca_widgets.experiments.learning_rates import (
     learning_rates,
     usable_rates,
 )
-from lca_widgets.labs.controls import norm_names, normalisation
+from lca_widgets.labs.controls import changed_settings, norm_names, normalisation
 from lca_widgets.widgets.control_panel import Choice, Option, Slider
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +74,7 @@ def _results(m: RateMeasurement) -> dict[str, str]:
 def _name_run(settings: LearningRateSettings) -> str:
     parts = [f"{settings.init} {settings.depth}×{settings.width}", *norm_names(settings.norm)]
     parts.append(f"{settings.updates} updates")
-    others = ("samples", "seeds", "seed")
-    parts += [f"{name} {value}" for name, value in changes(settings).items() if name in others]
+    parts += changed_settings(settings, "samples", "seeds", "seed")
     return ", ".join(parts)
 
 

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 
 from lca_widgets.diagnosis import describe_magnitude, magnitude_factors
 from lca_widgets.experiments import MagnitudeSettings, magnitude
-from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, norm_names
+from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, changed_settings, norm_names
 from lca_widgets.records import Measurement, layer_table
 from lca_widgets.training import present_devices
 from lca_widgets.widgets.control_panel import Choice, Entry, Option, Slider
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 __all__ = ["Magnitude"]
 
@@ -55,8 +54,7 @@ def _name_run(settings: MagnitudeSettings) -> str:
     if settings.activation != "relu":
         parts.append(settings.activation)
     parts.append(f"η {settings.learning_rate:.3g}")
-    others = ("samples", "data", "seed", "device")
-    parts += [f"{name} {value}" for name, value in changes(settings).items() if name in others]
+    parts += changed_settings(settings, "samples", "data", "seed", "device")
     return ", ".join(parts)
 
 

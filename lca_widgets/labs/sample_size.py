@@ -13,11 +13,10 @@ from lca_widgets.experiments.sample_size import (
     SampleSizeSettings,
     sample_size,
 )
-from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, norm_names
+from lca_widgets.labs.controls import ACTIVATION, NORMALISATION, changed_settings, norm_names
 from lca_widgets.widgets.control_panel import Slider
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,8 +96,7 @@ def _results(m: SampleSizeMeasurement) -> dict[str, str]:
 def _name_run(settings: SampleSizeSettings) -> str:
     parts = [f"layer {settings.layer}", f"p {settings.p:.3g}", f"n {settings.samples}"]
     parts += norm_names(settings.norm)
-    others = ("depth", "width", "activation", "seed")
-    parts += [f"{name} {value}" for name, value in changes(settings).items() if name in others]
+    parts += changed_settings(settings, "depth", "width", "activation", "seed")
     return ", ".join(parts)
 
 

@@ -12,12 +12,11 @@ from lca_widgets.experiments.weight_domination import (
     DominationSettings,
     weight_domination,
 )
-from lca_widgets.labs.controls import norm_names, normalisation
+from lca_widgets.labs.controls import changed_settings, norm_names, normalisation
 from lca_widgets.rules import DOMINATED, SENSITIVE
 from lca_widgets.widgets.control_panel import Slider, Switch
 from lca_widgets.widgets.lab import Lab, Table
 from lca_widgets.widgets.live_chart import Panel
-from lca_widgets.widgets.state import changes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,12 +115,7 @@ def _name_run(settings: DominationSettings) -> str:
     if settings.large_steps:
         parts.append(f"{settings.large_steps} × η {number(settings.large_rate)}")
     parts.append(f"η {number(settings.learning_rate)}")
-    others = ("weight_decay", "samples", "seed", "hold_last")
-    parts += [
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in changes(settings).items()
-        if name in others
-    ]
+    parts += changed_settings(settings, "weight_decay", "samples", "seed", "hold_last")
     return ", ".join(parts)
 
 

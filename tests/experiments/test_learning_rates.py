@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lca_widgets.experiments.conditioning import float64_digits, float64_mlp
 from lca_widgets.experiments.learning_rates import (
     FITTED,
     LearningRateSettings,
@@ -17,6 +16,7 @@ from lca_widgets.experiments.learning_rates import (
     trained_state,
     usable_rates,
 )
+from lca_widgets.experiments.small_networks import float64_digits, float64_mlp
 from lca_widgets.training import TrainingRun, TrainingSettings
 
 PATIENCE = 20  # seconds until a wait counts as hung

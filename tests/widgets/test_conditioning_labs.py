@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import html
 import math
 
 import numpy as np
@@ -13,10 +11,15 @@ import pytest
 from lca_widgets.labs import Conditioning, LearningRates
 from lca_widgets.labs.conditioning import describe_conditioning
 from lca_widgets.labs.learning_rates import describe_rates
+from tests.widgets.lab_checks import (
+    PATIENCE,
+    assert_presets_and_controls_are_of_settings,
+    finished_on_screen,
+    rows,
+)
 
 TINY = {"depth": 4, "width": 16, "samples": 64, "steps": 5, "every": 2}
 FEW = {"depth": 3, "width": 16, "samples": 64, "rates": 3, "seeds": 2, "updates": 40}
-PATIENCE = 30  # seconds until a wait counts as hung
 
 labs = pytest.mark.parametrize(("kind", "settings"), [(Conditioning, TINY), (LearningRates, FEW)])
 
@@ -31,30 +34,15 @@ def ran(kind, **changes):
     return kind.run(**((TINY if kind is Conditioning else FEW) | changes))
 
 
-def rows(kind, table, measurement):
-    return np.array(list(kind.tables[table].rows(measurement)), dtype=float)
-
-
 @labs
 def test_a_lab_on_screen_measures_what_its_headless_run_does(kind, settings):
-    lab = kind(**settings)
-    lab.start()
-    assert lab.wait(PATIENCE)
-    assert lab.measurements == ran(kind)
-    assert len(lab.table()) >= len(lab.measurements)
-    for name, table in kind.tables.items():
-        drawn = [row for m in lab.measurements for row in table.rows(m)]
-        assert np.array_equal(lab.chart.rows(name), np.array(drawn, dtype=float), equal_nan=True)
-    assert kind.describe(lab.measurements[-1]) in html.unescape(lab._sentence.value)
-    lab.close()
+    with finished_on_screen(kind, settings) as lab:
+        assert lab.measurements == ran(kind)
 
 
 @labs
 def test_every_preset_and_control_is_of_settings_that_exist(kind, settings):
-    names = {field.name for field in dataclasses.fields(kind.settings_type)}
-    for preset in kind.presets.values():
-        assert dataclasses.replace(kind.settings_type(), **preset)
-    assert {control.name for control in (*kind.header, *kind.controls)} <= names
+    assert_presets_and_controls_are_of_settings(kind)
 
 
 @labs

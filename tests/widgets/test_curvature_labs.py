@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import html
 import math
 
 import numpy as np
@@ -13,10 +11,14 @@ import pytest
 from lca_widgets.labs import CurvatureMatrices, SampleSize
 from lca_widgets.labs.curvature_matrices import describe_matrices
 from lca_widgets.labs.sample_size import describe_sample_size
+from tests.widgets.lab_checks import (
+    assert_presets_and_controls_are_of_settings,
+    finished_on_screen,
+    rows,
+)
 
 TINY = {"components": 2, "width": 2, "depth": 2, "samples": 12, "steps": 2}
 FEW = {"layer": 2, "width": 8, "steps": 3, "samples": 200}
-PATIENCE = 30  # seconds until a wait counts as hung
 
 labs = pytest.mark.parametrize(("kind", "settings"), [(CurvatureMatrices, TINY), (SampleSize, FEW)])
 
@@ -26,31 +28,15 @@ def ran(kind, **changes):
     return kind.run(**((TINY if kind is CurvatureMatrices else FEW) | changes))
 
 
-def rows(kind, table, measurement):
-    return np.array(list(kind.tables[table].rows(measurement)), dtype=float)
-
-
 @labs
 def test_a_lab_on_screen_measures_what_its_headless_run_does(kind, settings):
-    lab = kind(**settings)
-    lab.start()
-    assert lab.wait(PATIENCE)
-    assert lab.measurements == ran(kind)
-    assert len(lab.table()) >= len(lab.measurements)
-    for name, table in kind.tables.items():
-        expected = np.concatenate([rows(kind, name, m) for m in lab.measurements])
-        assert np.array_equal(lab.chart.rows(name), expected, equal_nan=True)
-        assert expected.shape[1] == len(table.columns)
-    assert kind.describe(lab.measurements[-1]) in html.unescape(lab._sentence.value)
-    lab.close()
+    with finished_on_screen(kind, settings) as lab:
+        assert lab.measurements == ran(kind)
 
 
 @labs
 def test_every_preset_and_control_is_of_settings_that_exist(kind, settings):
-    names = {field.name for field in dataclasses.fields(kind.settings_type)}
-    for preset in kind.presets.values():
-        assert dataclasses.replace(kind.settings_type(), **preset)
-    assert {control.name for control in (*kind.header, *kind.controls)} <= names
+    assert_presets_and_controls_are_of_settings(kind)
 
 
 @labs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import html
 import math
 
 import numpy as np
@@ -15,6 +14,12 @@ from lca_widgets.labs import FalseMinimum, Freezing, WeightDomination
 from lca_widgets.labs.false_minimum import describe_plateau, kind_of_plateau
 from lca_widgets.labs.freezing import describe_freezing
 from lca_widgets.labs.weight_domination import describe_domination
+from tests.widgets.lab_checks import (
+    PATIENCE,
+    assert_presets_and_controls_are_of_settings,
+    finished_on_screen,
+    rows,
+)
 
 TINY = {
     WeightDomination: {"depth": 4, "width": 16, "samples": 64, "steps": 6},
@@ -24,7 +29,6 @@ TINY = {
         "branches": "lower,rescale",
     },
 }  # fmt: skip
-PATIENCE = 30  # seconds until a wait counts as hung
 PLATEAU = {"depth": 6, "samples": 256, "plateau_steps": 40, "branch_steps": 60, "every": 20}
 
 labs = pytest.mark.parametrize("kind", TINY)
@@ -35,32 +39,17 @@ def ran(kind, **changes):
     return kind.run(**(TINY[kind] | changes))
 
 
-def rows(kind, table, measurement):
-    return np.array(list(kind.tables[table].rows(measurement)), dtype=float)
-
-
 @labs
 def test_a_lab_on_screen_measures_what_its_headless_run_does(kind):
-    lab = kind(**TINY[kind])
-    lab.start()
-    assert lab.wait(PATIENCE)
-    assert len(lab.measurements) == len(ran(kind))
-    assert [m.training for m in lab.measurements] == [m.training for m in ran(kind)]
-    assert len(lab.table()) >= len(lab.measurements)
-    for name, table in kind.tables.items():
-        expected = [row for m in lab.measurements for row in table.rows(m)]
-        assert np.array_equal(lab.chart.rows(name), expected, equal_nan=True)
-    assert kind.describe(lab.measurements[-1]) in html.unescape(lab._sentence.value)
-    assert lab.toolbar.view["progress"] == 1
-    lab.close()
+    with finished_on_screen(kind, TINY[kind]) as lab:
+        assert len(lab.measurements) == len(ran(kind))
+        assert [m.training for m in lab.measurements] == [m.training for m in ran(kind)]
+        assert lab.toolbar.view["progress"] == 1
 
 
 @labs
 def test_every_preset_and_control_is_of_settings_that_exist(kind):
-    names = {field.name for field in dataclasses.fields(kind.settings_type)}
-    for preset in kind.presets.values():
-        assert dataclasses.replace(kind.settings_type(), **preset)
-    assert {control.name for control in (*kind.header, *kind.controls)} <= names
+    assert_presets_and_controls_are_of_settings(kind)
 
 
 @labs
