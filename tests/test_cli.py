@@ -25,7 +25,8 @@ from lca_widgets.analysis import load
 from lca_widgets.charts import analysis_figure
 from lca_widgets.cli import main, printout
 from lca_widgets.cli.page import as_page
-from lca_widgets.data import MNIST_FILES, digits, mnist_format
+from lca_widgets.data import digits, mnist_format
+from lca_widgets.data.mnist import MNIST_FILES
 from lca_widgets.diagnosis import Finding
 from lca_widgets.records import LayerReport
 

@@ -9,15 +9,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lca_widgets.data import (
-    MNIST_FILES,
-    Split,
-    digits,
-    ill_conditioned,
-    load,
-    mnist_format,
-    table,
-)
+from lca_widgets.data import Split, digits, ill_conditioned, load, mnist_format, table
+from lca_widgets.data.mnist import MNIST_FILES
 
 # digits
 
