@@ -19,6 +19,7 @@ from lca_widgets.classifier import find_classifier
 from lca_widgets.curvature import row_spectrum, supported_layers
 from lca_widgets.curvature.capture import Convolution, Layer, is_layer, linear_sizes
 from lca_widgets.curvature.moments import sum_dtype
+from lca_widgets.models import Divide
 
 __all__ = [
     "Divide",
@@ -35,32 +36,6 @@ Normalisation: TypeAlias = _NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm
 INPUT_NORM = "input_norm"  # what the normalisation is called in the layer
 
 logger = logging.getLogger(__name__)
-
-
-class Divide(nn.Module):
-    """Divides by a constant, which is saved with the model.
-
-    Args:
-        divisor: The constant c: the output is x / c.
-
-    Example:
-        >>> Divide(4.0)(torch.tensor([2.0]))
-        tensor([0.5000])
-    """
-
-    divisor: Tensor
-
-    def __init__(self, divisor: float) -> None:
-        super().__init__()
-        self.register_buffer("divisor", torch.tensor(float(divisor)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x / c."""
-        return x / self.divisor
-
-    def extra_repr(self) -> str:
-        """Show the constant."""
-        return "meta" if self.divisor.is_meta else f"{self.divisor.item():.6g}"
 
 
 def add_final_norm(

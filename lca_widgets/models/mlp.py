@@ -1,4 +1,4 @@
-"""Networks to analyse, and the initialisers that set their scale."""
+"""Multi-layer perceptrons, and the initialisers that set their scale."""
 
 from __future__ import annotations
 
