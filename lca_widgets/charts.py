@@ -208,6 +208,7 @@ def curve(
     by: str | None = None,
     low: str | None = None,
     high: str | None = None,
+    shaded: tuple[float, float] | None = None,
     title: str,
     log: bool = False,
     x_log: bool = False,
@@ -225,6 +226,7 @@ def curve(
         low: Column of the lower end of a translucent band behind each line, such as that of an
             interval; it goes with ``high``.
         high: Column of the upper end of that band.
+        shaded: Two places on the horizontal axis; what lies between them is shaded.
         title: The panel's title.
         log: Logarithmic axis; values it cannot show are counted in the title.
         x_log: Logarithmic horizontal axis; rows without a place on it are counted in the title.
@@ -242,7 +244,7 @@ def curve(
     """
     if (low is None) != (high is None):
         raise ValueError(f"low and high go together, got low={low!r} and high={high!r}")
-    return _lines(
+    lines = _lines(
         table,
         x,
         column,
@@ -255,6 +257,7 @@ def curve(
         labels=(x_label, y_label),
         height=height,
     )
+    return lines if shaded is None else _with_shade(lines, x, shaded)
 
 
 def heat_map(
@@ -838,6 +841,23 @@ def _bands(
             .encode(x=f"{x}:Q", y=alt.Y(f"{low}:Q", title=None), y2=f"{high}:Q")
         )
     return marks
+
+
+def _with_shade(panel: Panel, x: str, ends: tuple[float, float]) -> alt.LayerChart:
+    """Shade what lies between two places, in the panel's whole height, and say so in its words."""
+    left, right = ends
+    shade = (
+        alt.Chart({"values": [{x: left, "right": right}]})
+        .mark_rect(color=COLOURS[2], opacity=0.15, aria=False)
+        .encode(x=f"{x}:Q", x2="right:Q")
+    )
+    layers = panel.layer if isinstance(panel, alt.LayerChart) else [panel]
+    return alt.LayerChart(layer=[shade, *layers]).properties(
+        title=panel.title,
+        description=f"{panel.description}; shaded from {left:g} to {right:g}",
+        width=panel.width,
+        height=panel.height,
+    )
 
 
 def _value_axis(

@@ -368,6 +368,17 @@ def test_half_a_band_is_refused():
         charts.curve(SAMPLES, "value", x="n", low="low", title="v")
 
 
+def test_a_range_is_shaded_behind_the_lines_and_named_in_words():
+    panel = charts.curve(SAMPLES, "value", x="n", by="of", title="v", x_log=True, shaded=(10, 50))
+    plain = charts.curve(SAMPLES, "value", x="n", by="of", title="v", x_log=True)
+    shade, *lines = panel.layer
+    assert shade.mark.type == "rect"
+    assert shade.data["values"] == [{"n": 10, "right": 50}]
+    assert len(lines) == len(plain.layer)
+    assert repr(charts.figure(panel)) == f"{charts.figure(plain)!r}; shaded from 10 to 50"
+    assert charts.figure(panel).svg().count("<svg") == 1
+
+
 @pytest.mark.parametrize("draw", [charts.curve, charts.profile])
 def test_what_has_no_place_on_a_logarithmic_horizontal_axis_is_counted_in_the_title(draw):
     table = pd.DataFrame({"n": [0, 1, 10, 1000], "value": [4.0, 3.0, 2.0, 1.0]})
