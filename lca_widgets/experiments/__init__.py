@@ -16,7 +16,14 @@ from lca_widgets.experiments.false_minimum import (
     false_minimum,
     plateau_outcome,
 )
+from lca_widgets.experiments.final_norm import FinalNormSettings, final_norm
+from lca_widgets.experiments.final_norm_rates import FinalNormRateSettings, final_norm_rates
 from lca_widgets.experiments.freezing import FreezingSettings, freezing, frozen_training
+from lca_widgets.experiments.last_layer import (
+    LastLayerSettings,
+    last_layer,
+    last_layer_training,
+)
 from lca_widgets.experiments.learning_rates import LearningRateSettings, learning_rates
 from lca_widgets.experiments.linear_training import (
     LinearSettings,
@@ -42,7 +49,10 @@ __all__ = [
     "CurvatureSettings",
     "DominationSettings",
     "FalseMinimumSettings",
+    "FinalNormRateSettings",
+    "FinalNormSettings",
     "FreezingSettings",
+    "LastLayerSettings",
     "LearningRateSettings",
     "LinearSettings",
     "MagnitudeSettings",
@@ -54,10 +64,14 @@ __all__ = [
     "curvature_matrices",
     "dominated_training",
     "false_minimum",
+    "final_norm",
+    "final_norm_rates",
     "freezing",
     "frozen_training",
     "iterations_to_reach",
     "kappa_sweep",
+    "last_layer",
+    "last_layer_training",
     "learning_rates",
     "linear_training",
     "log_log_slope",

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from lca_widgets._checks import require_in_range, require_integer, require_one_of
-from lca_widgets.curvature import one_thread
 from lca_widgets.data import digits
-from lca_widgets.experiments.small_networks import float64_digits, float64_mlp
+from lca_widgets.experiments.small_networks import float64_digits, float64_mlp, made_once
 from lca_widgets.experiments.sweep import sweep
 from lca_widgets.models import INITIALISERS, NORMS
 from lca_widgets.training import StepRecord, TrainingRun, TrainingSettings, accuracy
@@ -26,11 +24,16 @@ __all__ = [
     "RateMeasurement",
     "RateSummary",
     "TrainedState",
+    "Training",
     "TrainingAtRate",
     "learning_rates",
+    "rate_ladder",
+    "rate_sweep",
     "trained_state",
     "usable_rates",
 ]
+
+OneTraining = TypeVar("OneTraining", bound="Training")
 
 # The loss from which on a training counts as fitted: guessing among ten digits costs ln 10 = 2.3.
 FITTED = 0.1
@@ -94,11 +97,7 @@ class TrainedState:
     fitted_after: float
 
 
-# Two threads that ask for the same training, as a lab's and a cell's do, share the work; one that
-# asks for another does not wait.
-_locks: dict[TrainingAtRate, threading.Lock] = {}
-
-
+@made_once
 def trained_state(settings: TrainingAtRate) -> TrainedState:
     """Train a network and say how well it fits; what was trained once is remembered.
 
@@ -106,12 +105,6 @@ def trained_state(settings: TrainingAtRate) -> TrainedState:
         >>> trained_state(TrainingAtRate(depth=3, learning_rate=0.3, samples=64)).accuracy
         1.0
     """
-    with _locks.setdefault(settings, threading.Lock()), one_thread():
-        return _trained_state(settings)
-
-
-@lru_cache(maxsize=4096)
-def _trained_state(settings: TrainingAtRate) -> TrainedState:
     model = float64_mlp(
         settings.init,
         settings.seed,
@@ -183,7 +176,12 @@ class LearningRateSettings:
     @property
     def steps(self) -> int:
         """Number of the last training, counted from 0."""
-        return len(self._rounded_rates()) * len(self._norms()) * self.seeds - 1
+        return (
+            len(rate_ladder(self.lowest, self.highest, self.rates))
+            * len(self._norms())
+            * self.seeds
+            - 1
+        )
 
     def trainings(self) -> list[TrainingAtRate]:
         """All trainings: rate by rate the seeds of the plain network, then those of the other."""
@@ -198,19 +196,29 @@ class LearningRateSettings:
         )
         return [
             replace(first, learning_rate=rate, norm=norm, seed=self.seed + k)
-            for rate in self._rounded_rates()
+            for rate in rate_ladder(self.lowest, self.highest, self.rates)
             for norm in self._norms()
             for k in range(self.seeds)
         ]
 
-    def _rounded_rates(self) -> list[float]:
-        ratio = (self.highest / self.lowest) ** (1 / max(1, self.rates - 1))
-        # Rounded: a rate that is asked for again is to be the same one, however it was reached.
-        rates = (float(f"{self.lowest * ratio**k:.2g}") for k in range(self.rates))
-        return list(dict.fromkeys(rates))
-
     def _norms(self) -> list[str]:
         return list(dict.fromkeys(("none", self.norm)))
+
+
+class Training(Protocol):
+    """Settings of one training of a sweep."""
+
+    @property
+    def norm(self) -> str:
+        """What tells the networks of a sweep apart."""
+
+    @property
+    def depth(self) -> int:
+        """Layers."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size η."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +238,7 @@ class RateSummary:
         test_accuracy: Median accuracy on unseen digits.
         test_low: The smallest.
         test_high: The largest.
-        fitted: Share of the trainings that ended at or below `FITTED`.
+        fitted: Share of the trainings that ended at or below the loss that counts as fitted.
     """
 
     norm: str
@@ -249,7 +257,7 @@ class RateSummary:
 
     @property
     def usable(self) -> bool:
-        """Whether most of the trainings ended at or below `FITTED`."""
+        """Whether most of the trainings ended fitted."""
         return self.fitted > 0.5
 
 
@@ -259,7 +267,7 @@ class RateMeasurement:
 
     Attributes:
         training: Its number, counted from 0, with the loss and the accuracy that it ended with.
-        settings: Its settings.
+        settings: Its settings, a frozen dataclass that is a `Training`.
         state: What it came to.
         complete: Whether it is the last one with its rate and network, so that `summaries` has a
             new entry at its end.
@@ -267,7 +275,7 @@ class RateMeasurement:
     """
 
     training: StepRecord
-    settings: TrainingAtRate
+    settings: Any
     state: TrainedState
     complete: bool
     summaries: tuple[RateSummary, ...]
@@ -293,21 +301,53 @@ def learning_rates(settings: LearningRateSettings) -> Iterator[RateMeasurement]:
         >>> [(summary.norm, summary.learning_rate) for summary in last.summaries]
         [('none', 0.02), ('batch', 0.02), ('none', 6.3), ('batch', 6.3)]
     """
-    trainings = settings.trainings()
+    yield from rate_sweep(trained_state, settings.trainings(), settings.seeds, FITTED)
+
+
+def rate_ladder(lowest: float, highest: float, rates: int) -> list[float]:
+    """Return rates in equal ratios, rounded to two digits; those that are then the same, once.
+
+    A rate that is asked for again is to be the same one, however it was reached.
+
+    Example:
+        >>> rate_ladder(0.01, 1.0, 5)
+        [0.01, 0.032, 0.1, 0.32, 1.0]
+    """
+    ratio = (highest / lowest) ** (1 / max(1, rates - 1))
+    return list(dict.fromkeys(float(f"{lowest * ratio**k:.2g}") for k in range(rates)))
+
+
+def rate_sweep(
+    measure: Callable[[OneTraining], TrainedState],
+    trainings: Sequence[OneTraining],
+    seeds: int,
+    fitted_at: float,
+) -> Iterator[RateMeasurement]:
+    """Make trainings one after the other, keep them on disk, and sum up those of equal settings.
+
+    Args:
+        measure: Makes one training; see `sweep`.
+        trainings: All of them; ``seeds`` that differ in nothing but the seed follow each other.
+        seeds: How many these are.
+        fitted_at: The loss from which on a training counts as fitted.
+
+    Yields:
+        A measurement for each training.
+    """
     siblings: list[TrainedState] = []
     summaries: tuple[RateSummary, ...] = ()
-    for number, state in enumerate(sweep(trained_state, trainings, TrainedState)):
+    for number, state in enumerate(sweep(measure, trainings, TrainedState)):
         siblings.append(state)
-        complete = len(siblings) == settings.seeds
+        complete = len(siblings) == seeds
         if complete:
-            summaries += (_summary(trainings[number], siblings),)
+            summaries += (_summary(trainings[number], siblings, fitted_at),)
             siblings.clear()
         record = StepRecord(number, state.loss, state.accuracy)
         yield RateMeasurement(record, trainings[number], state, complete, summaries)
 
 
 def usable_rates(summaries: Iterable[RateSummary], norm: str) -> list[float]:
-    """Return the rates at which most trainings of a network ended at or below `FITTED`.
+    """Return the rates at which most trainings of a network ended fitted.
 
     How many they are depends on that loss and on the number of updates: with more of these, smaller
     rates become usable.
@@ -323,7 +363,7 @@ def usable_rates(summaries: Iterable[RateSummary], norm: str) -> list[float]:
     return [one.learning_rate for one in summaries if one.norm == norm and one.usable]
 
 
-def _summary(training: TrainingAtRate, states: Sequence[TrainedState]) -> RateSummary:
+def _summary(training: Training, states: Sequence[TrainedState], fitted_at: float) -> RateSummary:
     return RateSummary(
         training.norm,
         training.depth,
@@ -331,7 +371,7 @@ def _summary(training: TrainingAtRate, states: Sequence[TrainedState]) -> RateSu
         *_middle_and_ends([state.loss for state in states]),
         *_middle_and_ends([state.accuracy for state in states]),
         *_middle_and_ends([state.test_accuracy for state in states]),
-        fitted=statistics.fmean(state.loss <= FITTED for state in states),
+        fitted=statistics.fmean(state.loss <= fitted_at for state in states),
     )
 
 

@@ -1,8 +1,9 @@
-"""What experiments on small networks for digits share: the networks, and one torch thread."""
+"""What experiments on small networks for digits share: the networks, threads, and memory."""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,10 +14,11 @@ from lca_widgets.curvature import one_thread
 from lca_widgets.data import Split, digits
 from lca_widgets.models import INITIALISERS, mlp
 
-__all__ = ["digits_mlp", "float64_digits", "float64_mlp", "in_one_thread"]
+__all__ = ["digits_mlp", "float64_digits", "float64_mlp", "in_one_thread", "made_once"]
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
+Settings = TypeVar("Settings")
 
 
 def in_one_thread(
@@ -48,6 +50,32 @@ def in_one_thread(
             yield item
 
     return generator
+
+
+def made_once(measure: Callable[[Settings], Item]) -> Callable[[Settings], Item]:
+    """Let a function of settings remember what it returned, and work with one torch thread.
+
+    Two threads that ask for the same, as a lab's and a cell's do, share the work; one that asks for
+    something else does not wait.
+
+    Example:
+        >>> @made_once
+        ... def square(number):
+        ...     print("computed")
+        ...     return number**2
+        >>> square(3), square(3)
+        computed
+        (9, 9)
+    """
+    locks: dict[Any, threading.Lock] = {}
+    remembered = functools.lru_cache(maxsize=4096)(measure)
+
+    @functools.wraps(measure)
+    def once(settings: Settings) -> Item:
+        with locks.setdefault(settings, threading.Lock()), one_thread():
+            return remembered(settings)
+
+    return once
 
 
 def digits_mlp(**network: Any) -> nn.Sequential:
