@@ -854,7 +854,7 @@ def _with_shade(panel: Panel, x: str, ends: tuple[float, float]) -> alt.LayerCha
     layers = panel.layer if isinstance(panel, alt.LayerChart) else [panel]
     return alt.LayerChart(layer=[shade, *layers]).properties(
         title=panel.title,
-        description=f"{panel.description}; shaded from {left:g} to {right:g}",
+        description=f"{panel.description}; shaded from {left:.2g} to {right:.2g}",
         width=panel.width,
         height=panel.height,
     )
