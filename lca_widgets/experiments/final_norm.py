@@ -61,6 +61,16 @@ class FinalNormSettings:
             raise ValueError(f"arms must each be named once, got {self.arms!r}")
         for arm in self.arm_names:
             require_one_of("arms", arm, ARMS)
+        if "own" in self.arm_names and not self.preactivation:
+            raise ValueError(
+                f"arms must not have 'own' without preactivation, got {self.arms!r}: a "
+                "post-activation network has no BN after its last block"
+            )
+        if "before-pooling" in self.arm_names and self.network != "resnet":
+            raise ValueError(
+                f"arms must not have 'before-pooling' in a perceptron, got {self.arms!r}: it pools "
+                "nothing"
+            )
         require_integer("steps", self.steps, low=0)
         self.trainings()
 

@@ -22,6 +22,7 @@ from lca_widgets.experiments.small_networks import made_once
 __all__ = ["LOW", "FinalNormRateSettings", "final_norm_rates", "trained_residual"]
 
 LAST = 10  # mini-batch losses that are averaged at a training's end
+LOST = 100.0  # a loss that no training comes back from: it counts as diverged
 LOW = 0.2  # the loss from which on a rate counts as usable: guessing costs ln 10 = 2.3
 
 
@@ -124,7 +125,7 @@ def final_norm_rates(settings: FinalNormRateSettings) -> Iterator[RateMeasuremen
 def trained_residual(settings: LastLayerSettings) -> TrainedState:
     """Train a residual network and say how well it fits, averaged over the last ten batches.
 
-    What was trained once is remembered.
+    A loss above 100 counts as infinite. What was trained once is remembered.
 
     Example:
         >>> trained_residual(LastLayerSettings(blocks=2, steps=20)).test_accuracy > 0.5
@@ -133,8 +134,9 @@ def trained_residual(settings: LastLayerSettings) -> TrainedState:
     model, run = residual_run(settings)
     records = list(run)
     end = records[-LAST:]
+    loss = statistics.fmean(record.loss for record in end)
     return TrainedState(
-        loss=math.inf if end[-1].diverged else statistics.fmean(record.loss for record in end),
+        loss=loss if loss < LOST else math.inf,  # NaN is not below either
         accuracy=statistics.fmean(record.accuracy for record in end),
         test_accuracy=unseen_accuracy(model, settings),
         fitted_after=min((r.step for r in records if r.loss <= FITTED), default=math.inf),

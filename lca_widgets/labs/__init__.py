@@ -3,7 +3,10 @@
 from lca_widgets.labs.conditioning import Conditioning
 from lca_widgets.labs.curvature_matrices import CurvatureMatrices
 from lca_widgets.labs.false_minimum import FalseMinimum
+from lca_widgets.labs.final_norm import FinalNorm
+from lca_widgets.labs.final_norm_rates import FinalNormRates
 from lca_widgets.labs.freezing import Freezing
+from lca_widgets.labs.last_layer import LastLayer
 from lca_widgets.labs.learning_rates import LearningRates
 from lca_widgets.labs.linear_training import LinearTraining
 from lca_widgets.labs.magnitude import Magnitude
@@ -16,7 +19,10 @@ __all__ = [
     "Conditioning",
     "CurvatureMatrices",
     "FalseMinimum",
+    "FinalNorm",
+    "FinalNormRates",
     "Freezing",
+    "LastLayer",
     "LearningRates",
     "LinearTraining",
     "Magnitude",

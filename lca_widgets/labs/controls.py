@@ -7,7 +7,17 @@ from typing import Any
 from lca_widgets.widgets.control_panel import Choice, Option
 from lca_widgets.widgets.state import changes
 
-__all__ = ["ACTIVATION", "NORMALISATION", "changed_settings", "norm_names", "normalisation"]
+__all__ = [
+    "ACTIVATION",
+    "ARRANGEMENT",
+    "NETWORK",
+    "NORMALISATION",
+    "REMEDIES",
+    "changed_settings",
+    "norm_names",
+    "normalisation",
+    "residual_name",
+]
 
 _NORMS = {
     "none": "none",
@@ -36,6 +46,43 @@ ACTIVATION = Choice(
     "activation",
     (Option("relu", "ReLU"), Option("tanh", "tanh"), Option("linear", "linear")),
 )
+
+
+# The names of `lca_widgets.experiments.last_layer.ARMS`.
+REMEDIES = {
+    "none": "nothing",
+    "batch": "LastBN",
+    "scale": "matched constant",
+    "before-pooling": "BN before pooling",
+    "own": "own final BN",
+    "single": "LastBN alone",
+}
+ARRANGEMENT = Choice(
+    "preactivation",
+    "arrangement",
+    (Option(False, "post-activation"), Option(True, "pre-activation")),
+    help="Where BN and ReLU are: behind the layers of a block, or before them.",
+)
+NETWORK = Choice(
+    "network",
+    "network",
+    (Option("mlp", "perceptron"), Option("resnet", "ResNet")),
+    help="A ResNet has three stages: its blocks are a multiple of 3.",
+)
+
+
+def residual_name(settings: Any) -> str:
+    """Return what a run's name says about a residual network.
+
+    Example:
+        >>> from lca_widgets.experiments import LastLayerSettings
+        >>> residual_name(LastLayerSettings(network="resnet", blocks=9, preactivation=True))
+        'pre-activation ResNet-20'
+    """
+    name = f"{settings.blocks} blocks"
+    if settings.network == "resnet":
+        name = f"ResNet-{2 * settings.blocks + 2}"
+    return f"pre-activation {name}" if settings.preactivation else name
 
 
 def norm_names(norm: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +23,16 @@ from lca_widgets.widgets.live_chart import Panel
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LearningRates", "describe_rates", "rate_table"]
+__all__ = [
+    "LearningRates",
+    "describe_rates",
+    "rate_limits",
+    "rate_panels",
+    "rate_status",
+    "rate_table",
+    "rate_tables",
+    "rate_words",
+]
 
 _NAMES = ("plain", "normalised")
 PLAIN = "none"
@@ -31,18 +40,22 @@ PLAIN = "none"
 
 def describe_rates(measurement: RateMeasurement) -> str:
     """Say in a few sentences at which rates the networks could be trained so far."""
+    return rate_words(measurement, _network, FITTED)
+
+
+def rate_words(measurement: RateMeasurement, name: Callable[[str], str], fitted_at: float) -> str:
+    """Say it of networks with these names, and of the loss that counts as fitted."""
     found = measurement.summaries
     if not found:
         return "The first trainings are under way."
     norms = dict.fromkeys(summary.norm for summary in found)
-    parts = [f"{_network(norm)} fits at {_rates(usable_rates(found, norm))}" for norm in norms]
+    parts = [f"{name(norm)} fits at {_rates(usable_rates(found, norm))}" for norm in norms]
     best = [
-        f"{number(min(s.loss for s in found if s.norm == norm))} ({_network(norm)})"
-        for norm in norms
+        f"{number(min(s.loss for s in found if s.norm == norm))} ({name(norm)})" for norm in norms
     ]
     return (
         f"Up to η = {number(found[-1].learning_rate)}: {'; '.join(parts)}. (To fit is to end at a "
-        f"loss of at most {FITTED:g} in most trainings.) Lowest median loss: {', '.join(best)}."
+        f"loss of at most {fitted_at:g} in most trainings.) Lowest median loss: {', '.join(best)}."
     )
 
 
@@ -78,48 +91,67 @@ def _name_run(settings: LearningRateSettings) -> str:
     return ", ".join(parts)
 
 
-def _status(settings: LearningRateSettings, m: RateMeasurement) -> str:
+def rate_status(settings: Any, m: RateMeasurement) -> str:
+    """Say which training is the latest."""
     rate = f"η {number(m.settings.learning_rate)}"
     return f"training {m.training.step + 1} of {settings.steps + 1}, {rate}"
 
 
-def _rows_of(*fields: str) -> Any:
-    """Rows of the rate and the network with some of a summary's fields, once it is complete."""
+def rate_tables(series: Callable[[str], int]) -> dict[str, Table]:
+    """Return the tables of a lab whose networks are drawn as these series."""
 
-    def rows(m: RateMeasurement) -> Iterator[Sequence[float]]:
-        if m.complete:
-            summary: RateSummary = m.summaries[-1]
-            series = 0 if summary.norm == PLAIN else 1
-            values = (getattr(summary, field) for field in fields)
-            yield summary.learning_rate, series, *values
+    def table(*fields: str) -> Table:
+        def rows(m: RateMeasurement) -> Iterator[Sequence[float]]:
+            if m.complete:
+                summary: RateSummary = m.summaries[-1]
+                values = (getattr(summary, field) for field in fields)
+                yield summary.learning_rate, series(summary.norm), *values
 
-    return Table(("learning_rate", "series", *fields), rows)
+        return Table(("learning_rate", "series", *fields), rows)
+
+    return {
+        "losses": table("loss", "loss_low", "loss_high"),
+        "unseen": table("test_accuracy", "test_low", "test_high"),
+        "seen": table("accuracy", "accuracy_low", "accuracy_high"),
+        "shares": table("fitted"),
+    }
 
 
-def _limits(
-    settings: LearningRateSettings, first: RateMeasurement
-) -> dict[str, tuple[float, float]]:
+def rate_panels(names: Sequence[str], fitted_at: float) -> tuple[Panel, ...]:
+    """Return the panels of a lab whose networks have these names."""
+
+    def panel(title: str, table: str, column: str, **options: Any) -> Panel:
+        return Panel(
+            "line",
+            title,
+            table,
+            "learning_rate",
+            column,
+            x_label="learning rate η",
+            x_log=True,
+            by="series",
+            names=names,
+            **options,
+        )
+
+    loss_band = {"log": True, "low": "loss_low", "high": "loss_high"}
+    seen, unseen = "Accuracy on the training digits", "Accuracy on unseen digits"
+    return (
+        panel("Loss after the last update", "losses", "loss", **loss_band),
+        panel(f"Share of trainings that end below {fitted_at:g}", "shares", "fitted"),
+        panel(seen, "seen", "accuracy", low="accuracy_low", high="accuracy_high"),
+        panel(unseen, "unseen", "test_accuracy", low="test_low", high="test_high"),
+    )
+
+
+def rate_limits(settings: Any, first: RateMeasurement) -> dict[str, tuple[float, float]]:
+    """Return the ends of a rate lab's axes."""
     return {
         "learning_rate": (settings.lowest, settings.highest),
         "accuracy": (0, 1),
         "test_accuracy": (0, 1),
         "fitted": (0, 1),
     }
-
-
-def _panel(title: str, table: str, column: str, **options: Any) -> Panel:
-    return Panel(
-        "line",
-        title,
-        table,
-        "learning_rate",
-        column,
-        x_label="learning rate η",
-        x_log=True,
-        by="series",
-        names=_NAMES,
-        **options,
-    )
 
 
 class LearningRates(Lab):
@@ -140,7 +172,7 @@ class LearningRates(Lab):
     name_run = staticmethod(_name_run)
     describe = staticmethod(describe_rates)
     results = staticmethod(_results)
-    status = staticmethod(_status)
+    status = staticmethod(rate_status)
     header = (Slider("seed", "seed", 0, 20, help="Of the first training; the others follow."),)
     controls = (
         normalisation("batch", "batch-fixed", "layer"),
@@ -166,32 +198,7 @@ class LearningRates(Lab):
         for depth in (10, 20)
         for name, norm in {"BN": "batch", "LayerNorm": "layer"}.items()
     }
-    tables: ClassVar[Mapping[str, Table]] = {
-        "losses": _rows_of("loss", "loss_low", "loss_high"),
-        "unseen": _rows_of("test_accuracy", "test_low", "test_high"),
-        "seen": _rows_of("accuracy", "accuracy_low", "accuracy_high"),
-        "shares": _rows_of("fitted"),
-    }
-    limits = staticmethod(_limits)
+    tables: ClassVar[Mapping[str, Table]] = rate_tables(lambda norm: int(norm != PLAIN))
+    limits = staticmethod(rate_limits)
     tabulate = staticmethod(rate_table)
-    panels = (
-        _panel(
-            "Loss after the last update",
-            "losses",
-            "loss",
-            log=True,
-            low="loss_low",
-            high="loss_high",
-        ),
-        _panel(f"Share of trainings that end below {FITTED:g}", "shares", "fitted"),
-        _panel(
-            "Accuracy on the training digits",
-            "seen",
-            "accuracy",
-            low="accuracy_low",
-            high="accuracy_high",
-        ),
-        _panel(
-            "Accuracy on unseen digits", "unseen", "test_accuracy", low="test_low", high="test_high"
-        ),
-    )
+    panels = rate_panels(_NAMES, FITTED)
