@@ -25,6 +25,8 @@ _MODULES = {
     "04": "weight_domination",
     "05": "false_minimum",
     "06": "conditioning",
+    "07": "last_layer",
+    "08": "final_norm",
 }
 
 _switch: dict[str, bool] = {}  # {"on": …} once someone has decided
