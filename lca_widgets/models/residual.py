@@ -368,23 +368,41 @@ def _checkpointed(block: nn.Module, x: Tensor) -> Any:
         x,
         use_reentrant=False,
         preserve_rng_state=False,  # no block draws random numbers
-        context_fn=lambda: (nullcontext(), _untracked(block)),
+        context_fn=lambda: (nullcontext(), _Recomputation(block)),
     )
 
 
-def _untracked(block: nn.Module) -> AbstractContextManager[None]:
-    """Let a block's normalisations leave their running statistics alone: a batch counts once."""
+class _Recomputation(AbstractContextManager[None]):
+    """`_uncounted`, as often as a graph that is kept goes backwards: once for each time."""
 
-    @contextmanager
-    def context() -> Iterator[None]:
-        norms = [module for module in block.modules() if isinstance(module, _NormBase)]
-        tracked = [norm.track_running_stats for norm in norms]
-        try:
-            for norm in norms:
-                norm.track_running_stats = False
-            yield
-        finally:
-            for norm, track in zip(norms, tracked, strict=True):
-                norm.track_running_stats = track
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
 
-    return context()
+    def __enter__(self) -> None:
+        self._current = _uncounted(self._block)
+        self._current.__enter__()
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._current.__exit__(*exception)
+
+
+@contextmanager
+def _uncounted(block: nn.Module) -> Iterator[None]:
+    """Let a block's normalisations keep their running statistics: a batch counts once.
+
+    A momentum of zero does it. To hand them none, or to put them back, would not do: autograd has
+    kept them, and refuses what has changed.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _NormBase)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    counted = [None if count is None else count.clone() for count in counts]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, count, before in zip(norms, momenta, counts, counted, strict=True):
+            norm.momentum = momentum
+            if count is not None and before is not None:
+                count.copy_(before)
