@@ -22,11 +22,11 @@ _ERRORS = (6.5, 6.9, 6.4, 7.0, 6.7)
     "A bound",
     level=1,
     question=r"""
-    LastBN stands before a classifier of 64 features. Above which number can
-    $\lambda_{\max}(\Sigma_x)$ not be, however deep the network is?
+    LastBN, as it starts (γ = 1, β = 0), stands before a classifier of 64 features. Above which
+    number can $\lambda_{\max}(\Sigma_x)$ not be, however deep the network is?
     """,
     hints=(
-        "What is the mean square of each feature behind BN (γ = 1, β = 0)?",
+        "What is the mean square of each feature behind BN?",
         "The eigenvalues are not negative, and their sum is the trace.",
     ),
     answer=Number(rtol=0.001),
@@ -94,8 +94,9 @@ def kappa_behind_the_constant() -> float:
     "What the constant is",
     level=2,
     question=r"""
-    The features are divided by 5, and everything is trained with rate 1. Section 2: which rate does
-    the classifier have in the network *without* the division that trains in exactly the same way?
+    The features are divided by 5, and everything is trained with rate 1 by plain gradient descent.
+    Section 2: which rate does the classifier's *weight* have, started at $W/5$, in the network
+    without the division that trains in exactly the same way?
     """,
     hints=(
         r"With $W' = W/c$ the two compute the same function.",
@@ -156,7 +157,7 @@ def a_constant_for_every_depth() -> float:
         "weights of smaller norm, and so less overfitting",
     ),
     mistakes={
-        "Section 7: at their own best rates the accuracies are equal, as far as can be seen.": (
+        "At most a few points, by section 7, and the constant has them too.": (
             lambda: "a better accuracy at the best rate"
         ),
         "At small rates it is slower; section 6 prints it.": (

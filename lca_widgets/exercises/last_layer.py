@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
-
-from lca_widgets.exercises.exercise import Choice, Function, Number, Vector, exercise
-
-Matrix = npt.NDArray[np.float64]
+from lca_widgets.exercises.exercise import Choice, Number, Vector, exercise
 
 
 @exercise(
@@ -111,7 +105,7 @@ def which_layers() -> float:
 def a_safe_rate() -> float:
     r"""$2C/\lambda_{\max}(\Sigma_x)$.
 
-    The loss itself rose only at rates three to five times larger in section 3: the gradient of a
+    The loss itself rose only at rates two to five times larger in section 3: the gradient of a
     network at initialisation does not lie along the steepest direction alone.
     """
     return 2 * 10 / 500
@@ -162,7 +156,7 @@ def the_means_share() -> float:
         "the shortcut passes their gradient by",
     ),
     mistakes={
-        "All start with the same rule; no weight is small enough for an input of 800.": (
+        "They start larger: the classifier's weights are the smaller ones.": (
             lambda: "their weights start smaller"
         ),
         "The last block's is two layers from the loss.": lambda: "they are further from the loss",
@@ -213,47 +207,30 @@ def in_which_order() -> list[float]:
 
 @exercise(
     "07.8",
-    "The weight's gradients",
+    "How long is a gradient?",
     level=3,
     question=r"""
-    Sample $n$ has the input $x_n$ and the output gradient $g_n$, so its gradient of the weight is
-    $g_n x_n^\top$. Write `largest(X, G)` that takes all inputs and all gradients as the rows of two
-    arrays and returns the largest eigenvalue of
-    $\mathbb E[\mathrm{vec}(g x^\top)\,\mathrm{vec}(g x^\top)^\top]$ (`numpy` helps). Give the
-    function as your answer.
+    By the law of section 1, the trace of $\Sigma_x$ is $d\,n$: take 32 units and 50 blocks. The
+    network holds its ten classes for equally likely. What is the root mean square, over the
+    samples, of $\lVert g\,x^\top\rVert$, the norm of one sample's gradient of the classifier's
+    weight?
     """,
     hints=(
-        r"The inner product of two samples' gradients is $(x_m\cdot x_n)(g_m\cdot g_n)$.",
-        r"""$N$ times the moment has the non-zero eigenvalues of the $N\times N$ matrix
-        $(XX^\top)\circ(GG^\top)$; `np.linalg.eigvalsh` returns them in ascending order.""",
+        r"The squared norm of $g x^\top$ is $\lVert g\rVert^2\,\lVert x\rVert^2$.",
+        r"""$g = p - e_y$ with all $p = \tfrac1{10}$: one entry is $-\tfrac9{10}$, nine are
+        $\tfrac1{10}$. And $\mathbb E\lVert x\rVert^2$ is the trace.""",
     ),
-    answer=Function(
-        (np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 1.0], [1.0, -1.0]])),
-        (np.array([[1.0, 2.0], [2.0, 1.0], [0.5, 0.5]]), np.array([[1.0], [-1.0], [2.0]])),
-        (np.array([[3.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), np.array([[0.5, -0.5], [0.2, 0.3]])),
-        rtol=0.001,
-    ),
+    answer=Number(rtol=0.01),
     mistakes={
-        r"That is $\lambda_{\max}(\Sigma_x)\,\lambda_{\max}(\Sigma_g)$, as if independent.": (
-            lambda: lambda X, G: _largest_moment(X) * _largest_moment(G)
-        ),
-        "Divide by the number of samples.": lambda: (
-            lambda X, G: float(np.linalg.eigvalsh((X @ X.T) * (G @ G.T))[-1])
-        ),
+        r"That leaves out $\lVert g\rVert^2 = 0.9$.": lambda: math.sqrt(32 * 50),
+        "That is its square.": lambda: 0.9 * 32 * 50,
+        "That is with LastBN, where the trace is $d$.": lambda: math.sqrt(0.9 * 32),
     },
 )
-def the_weights_gradients() -> Callable[[Matrix, Matrix], float]:
-    """An N×N matrix in place of one of the size of the weight.
+def how_long_is_a_gradient() -> float:
+    r"""$\sqrt{0.9\cdot 32\cdot 50} = 38$, seven times what it would be with LastBN.
 
-    It is what the lab's panel *λ_max of the weight's gradients* shows.
+    At rate 1 such gradients, alike in direction, take ‖W‖ from 1.8 to 21 in one step.
     """
-
-    def largest(X: Matrix, G: Matrix) -> float:
-        gram = (X @ X.T) * (G @ G.T) / len(X)
-        return float(np.linalg.eigvalsh(gram)[-1])
-
-    return largest
-
-
-def _largest_moment(rows: Matrix) -> float:
-    return float(np.linalg.eigvalsh(rows.T @ rows / len(rows))[-1])
+    g = (9 / 10) ** 2 + 9 * (1 / 10) ** 2
+    return math.sqrt(g * 32 * 50)
