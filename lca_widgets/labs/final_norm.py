@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from lca_widgets.experiments.final_norm import (
     FinalNormSettings,
     final_norm,
 )
+from lca_widgets.experiments.final_norm_rates import LOST
 from lca_widgets.experiments.last_layer import ARMS
 from lca_widgets.labs.controls import (
     ARRANGEMENT,
@@ -62,8 +64,9 @@ def describe_arms(measurement: FinalNormMeasurement) -> str:
     sizes = [f"{number(m.last.lambda_max_x)} ({_name(arm)})" for arm, m in arms.items()]
     shapes = [f"{number(m.last.kappa50_x)} ({_name(arm)})" for arm, m in arms.items()]
     words = (
-        f"At step {measurement.training.step} the losses are: {', '.join(parts)}. The classifier's "
-        f"input has λ_max {', '.join(sizes)} and κ_50 {', '.join(shapes)}."
+        f"At step {measurement.training.step} the losses are: {', '.join(parts)}"
+        f"{_ratio(measurement)}. The classifier's input has λ_max {', '.join(sizes)} and κ_50 "
+        f"{', '.join(shapes)}."
     )
     ended = {arm: m.unseen for arm, m in arms.items() if m.unseen == m.unseen}
     if len(ended) == len(arms):
@@ -96,12 +99,25 @@ def _name(arm: str) -> str:
     return REMEDIES[arm]
 
 
+def _ratio(measurement: FinalNormMeasurement) -> str:
+    """What LastBN has made of the loss, unless one of the two runs is lost."""
+    losses = {arm: m.training.loss for arm, m in measurement.arms.items()}
+    without, fixed = losses.get("none", math.nan), losses.get("batch", math.nan)
+    if not (without < LOST and 0 < fixed < LOST):  # NaN is not below either
+        return ""
+    return f"; without a remedy it is {number(without / fixed)} times LastBN's"
+
+
 def _results(measurement: FinalNormMeasurement) -> dict[str, str]:
-    return {f"loss, {_name(arm)}": number(m.training.loss) for arm, m in measurement.arms.items()}
+    # A column for every arm: kept runs are rows of one table, whichever arms they have.
+    losses = {arm: number(m.training.loss) for arm, m in measurement.arms.items()}
+    return {f"loss, {_name(arm)}": losses.get(arm, "") for arm in ARMS}
 
 
 def _name_run(settings: FinalNormSettings) -> str:
     parts = [residual_name(settings), f"η {number(settings.learning_rate)}"]
+    if changed_settings(settings, "arms"):
+        parts.append(" : ".join(map(_name, settings.arm_names)))
     parts += changed_settings(settings, "dropout", "momentum", "width", "batch_size", "seed")
     return ", ".join(parts)
 
@@ -183,9 +199,9 @@ class FinalNorm(Lab):
     tabulate = staticmethod(arm_table)
     panels = (
         _panel("loss", "loss"),
-        _panel("λ_max(Σ_x) of the classifier's input", "lambda_max_x"),
-        _panel("κ_50(Σ_x) of the classifier's input", "kappa50_x"),
+        _panel("λ_max(Σ_x), last layer", "lambda_max_x"),
+        _panel("κ_50(Σ_x), last layer", "kappa50_x"),
         _panel("accuracy on the batch", "accuracy", log=False),
-        _panel("λ_max of the weight's gradients", "lambda_max_weight_grad"),
-        _panel("‖W‖ of the classifier", "weight_norm"),
+        _panel("λ_max of its weight's gradients", "lambda_max_weight_grad"),
+        _panel("‖W‖, last layer", "weight_norm"),
     )

@@ -34,10 +34,10 @@ def describe_remedies(measurement: RateMeasurement) -> str:
 
 
 def _results(m: RateMeasurement) -> dict[str, str]:
-    return {
-        f"{REMEDIES[arm]} fits at η": ", ".join(map(number, usable_rates(m.summaries, arm))) or "–"
-        for arm in dict.fromkeys(summary.norm for summary in m.summaries)
-    }
+    # A column for every arm: kept runs are rows of one table, however far each of them is.
+    tried = {summary.norm for summary in m.summaries}
+    fits = {arm: ", ".join(map(number, usable_rates(m.summaries, arm))) or "–" for arm in tried}
+    return {f"{REMEDIES[arm]} fits at η": fits.get(arm, "") for arm in ARMS}
 
 
 def _name_run(settings: FinalNormRateSettings) -> str:

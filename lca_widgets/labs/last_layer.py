@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LastLayer", "describe_last_layer"]
 
 GUESSING = math.log(10)  # the cross-entropy of ten equally likely digits
+NEAR = 0.25  # of it: how far a mini-batch's loss is from it on the plateau
 _CENTRINGS = ("uncentred", "centred")
 _AT_ONE = {"learning_rate": 1.0, "momentum": 0.0, "network": "mlp", "preactivation": False}
 
@@ -45,18 +46,19 @@ def describe_last_layer(measurement: LastLayerMeasurement) -> str:
         return (
             f"At step {step} the network is dead: the classifier's input is zero for every image."
         )
-    mean = max(0.0, 1 - m.last.lambda_max_x_centred / largest)
+    mean = max(0.0, round(1 - m.last.lambda_max_x_centred / largest, 4))  # 1e-9 is none
     words = (
         f"At step {step} the classifier's input has λ_max {number(largest)}, of which the mean is "
         f"{percent(mean)}, and κ_50 {number(m.last.kappa50_x)}."
     )
     if m.profile:
         others = statistics.median(layer.lambda_max_x for layer in m.profile[:-1])
-        words += f" The median of the other layers' λ_max is {number(others)}."
+        times = f": the classifier's is {number(largest / others)} times that" if others else ""
+        words += f" The median of the other layers' λ_max is {number(others)}{times}."
     loss, size = m.training.loss, number(m.last.weight_norm)
-    if loss > 1.5 * GUESSING:
+    if loss > (1 + NEAR) * GUESSING:
         words += f" The loss, {number(loss)}, is worse than guessing (2.3); ‖W‖ is {size}."
-    elif loss > 0.7 * GUESSING and step:
+    elif loss > (1 - NEAR) * GUESSING and step:
         words += f" The loss, {number(loss)}, is about that of guessing (2.3); ‖W‖ is {size}."
     if not math.isnan(m.unseen):
         words += f" Of the unseen images {percent(m.unseen)} are right."
@@ -179,12 +181,12 @@ class LastLayer(Lab):
     tabulate = staticmethod(last_layer_table)
     panels = (
         Panel("line", "loss", "steps", "step", "loss", log=True),
-        _centrings_panel("λ_max(Σ_x) of the classifier's input", "lambda_max_x"),
-        _centrings_panel("κ_50(Σ_x) of the classifier's input", "kappa50_x"),
+        _centrings_panel("λ_max(Σ_x), last layer", "lambda_max_x"),
+        _centrings_panel("κ_50(Σ_x), last layer", "kappa50_x"),
         Panel("profile", "λ_max(Σ_x) of all layers", "layers", "layer", "lambda_max_x", log=True),
         Panel(
-            "line", "λ_max of the weight's gradients", "steps", "step", "lambda_max_weight_grad",
+            "line", "λ_max of its weight's gradients", "steps", "step", "lambda_max_weight_grad",
             log=True,
         ),
-        Panel("line", "‖W‖ of the classifier", "steps", "step", "weight_norm", log=True),
+        Panel("line", "‖W‖, last layer", "steps", "step", "weight_norm", log=True),
     )  # fmt: skip

@@ -66,6 +66,17 @@ def test_any_preset_can_follow_any_other(kind):
 
 
 @labs
+def test_every_preset_runs_a_step(kind):
+    # As deep as it says, for that is what a preset is about, but narrow.
+    short = {"rates": 1, "seeds": 1, "updates": 1} if kind is FinalNormRates else {"steps": 1}
+    short |= {"width": 8, "batch_size": 64}
+    for preset in kind.presets.values():
+        run = kind.run(**(preset | short))
+        assert len(run) == kind.settings_type(**(preset | short)).steps + 1
+        assert kind.describe(run[-1])
+
+
+@labs
 def test_a_lab_draws_its_run_as_a_finished_figure(kind):
     lab = kind(**SETTINGS[kind])
     lab.start()
@@ -97,20 +108,42 @@ def test_the_words_give_the_size_the_share_of_the_mean_and_the_other_layers():
     words = describe_last_layer(m)
     share = 1 - m.last.lambda_max_x_centred / m.last.lambda_max_x
     assert f"λ_max {m.last.lambda_max_x:.3g}, of which the mean is {100 * share:.0f} %" in words
-    assert "median of the other layers' λ_max" in words
+    others = np.median([layer.lambda_max_x for layer in m.profile[:-1]])
+    times = m.last.lambda_max_x / others
+    assert f"median of the other layers' λ_max is {others:.3g}" in words
+    assert f"the classifier's is {times:.3g} times that" in words
     assert "median" not in describe_last_layer(ran(LastLayer)[1])
     assert "unseen" in describe_last_layer(ran(LastLayer)[-1])
 
 
 @pytest.mark.parametrize(
-    ("loss", "words"), [(20.0, "worse than guessing"), (2.2, "about that of guessing")]
+    ("loss", "words"),
+    [
+        (20.0, "worse than guessing"),
+        (3.0, "worse than guessing"),
+        (2.2, "about that of guessing"),
+        (1.8, "about that of guessing"),
+    ],
 )
 def test_a_loss_near_or_above_guessing_is_said_to_be_so(loss, words):
     m = ran(LastLayer)[1]
     there = dataclasses.replace(m, training=dataclasses.replace(m.training, loss=loss))
     assert words in describe_last_layer(there)
-    low = dataclasses.replace(m, training=dataclasses.replace(m.training, loss=0.1))
+    low = dataclasses.replace(m, training=dataclasses.replace(m.training, loss=1.6))
     assert "guessing" not in describe_last_layer(low)
+
+
+def test_a_share_that_is_but_rounding_is_said_to_be_none():
+    m = ran(LastLayer)[1]
+    same = dataclasses.replace(m.last, lambda_max_x_centred=m.last.lambda_max_x * (1 - 1e-9))
+    assert "of which the mean is 0 %" in describe_last_layer(dataclasses.replace(m, last=same))
+
+
+def test_the_words_do_without_a_ratio_to_layers_whose_inputs_are_zero():
+    m = ran(LastLayer)[0]
+    zero = tuple(dataclasses.replace(layer, lambda_max_x=0.0) for layer in m.profile)
+    words = describe_last_layer(dataclasses.replace(m, profile=zero))
+    assert "The median of the other layers' λ_max is 0." in words
 
 
 def test_diverged_and_dead_runs_are_said_to_be_so():
@@ -159,15 +192,31 @@ def test_the_words_name_every_arm():
     assert "Unseen images right" in describe_arms(run[-1])
 
 
+def test_the_words_compare_nothing_with_last_bn():
+    m = ran(FinalNorm)[1]
+    ratio = m.arms["none"].training.loss / m.arms["batch"].training.loss
+    assert f"without a remedy it is {ratio:.3g} times LastBN's" in describe_arms(m)
+    batch = m.arms["batch"]
+    for loss in (1e9, math.nan):
+        lost = dataclasses.replace(batch, training=dataclasses.replace(batch.training, loss=loss))
+        words = describe_arms(dataclasses.replace(m, arms=m.arms | {"batch": lost}))
+        assert "times LastBN's" not in words
+    alone = dataclasses.replace(m, arms={"none": m.arms["none"]})
+    assert "times LastBN's" not in describe_arms(alone)
+
+
 def test_arms_that_diverged_are_said_to_have():
     *_, last = ran(FinalNorm, blocks=20, learning_rate=1e5, steps=60, arms="none,batch")
     assert last.training.diverged
     assert describe_arms(last).startswith("All runs diverged")
     m = ran(FinalNorm)[1]
     none = dataclasses.replace(
-        m.arms["none"], training=dataclasses.replace(m.arms["none"].training, diverged=True)
+        m.arms["none"],
+        training=dataclasses.replace(m.arms["none"].training, loss=math.inf, diverged=True),
     )
-    assert "nothing diverged" in describe_arms(dataclasses.replace(m, arms=m.arms | {"none": none}))
+    words = describe_arms(dataclasses.replace(m, arms=m.arms | {"none": none}))
+    assert "nothing diverged" in words
+    assert "times LastBN's" not in words
 
 
 def test_the_arm_table_has_a_row_an_arm_and_step():
@@ -176,7 +225,59 @@ def test_the_arm_table_has_a_row_an_arm_and_step():
         [step, arm] for step in range(5) for arm in ("none", "batch", "scale")
     ]
     assert table["unseen"].notna().tolist() == [False] * 12 + [True] * 3
-    assert "final_norm" not in FinalNorm.name_run(FinalNorm.settings_type())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "20 blocks, η 1"),
+        ({"dropout": 0.3, "seed": 2}, "20 blocks, η 1, dropout 0.3, seed 2"),
+        ({"arms": "none,batch,single"}, "20 blocks, η 1, nothing : LastBN : LastBN alone"),
+    ],
+)
+def test_a_comparison_is_named_by_its_network_and_by_arms_that_are_not_the_usual_ones(
+    settings, name
+):
+    assert FinalNorm.name_run(FinalNorm.settings_type(**settings)) == name
+
+
+def test_kept_runs_have_the_same_columns_whichever_arms_they_have():
+    usual = FinalNorm.results(ran(FinalNorm)[-1])
+    single = ran(FinalNorm, arms="none,batch,single")[-1]
+    others = FinalNorm.results(single)
+    assert list(usual) == list(others) == [f"loss, {name}" for name in REMEDIES.values()]
+    assert others["loss, matched constant"] == ""
+    assert others["loss, LastBN alone"] == f"{single.arms['single'].training.loss:.3g}"
+    first, *_, last = map(FinalNormRates.results, ran(FinalNormRates))
+    assert list(first) == list(last)
+    assert not any(first.values())
+
+
+def chosen(lab, name, value):
+    """What the control panel says of a change by the user, and its values after it."""
+    panel = lab._control_panel
+    panel._receive(panel, {"type": "change", "name": name, "value": value, "serial": 1}, None)
+    lab.stop()
+    return panel.error["name"], panel.values
+
+
+def test_arrangements_change_once_the_own_bn_is_given_up():
+    own = {"preactivation": True, "final_norm": "own"}
+    lab = LastLayer(**(SETTINGS[LastLayer] | own))
+    assert chosen(lab, "preactivation", False)[0] == "final_norm"
+    assert "a post-activation network has no BN" in lab._control_panel.error["message"]
+    error, values = chosen(lab, "final_norm", "none")
+    assert (error, values["preactivation"]) == (None, True)  # what was refused is not tried again
+    error, values = chosen(lab, "preactivation", False)
+    assert (error, values["final_norm"]) == (None, "none")
+    lab.close()
+
+
+def test_blocks_that_make_no_resnet_are_refused_at_their_control():
+    lab = LastLayer(**SETTINGS[LastLayer])
+    assert chosen(lab, "network", "resnet")[0] == "blocks"
+    assert lab._control_panel.error["message"].startswith("blocks must be a multiple of 3")
+    lab.close()
 
 
 def test_a_refused_arm_shows_at_its_control():
