@@ -450,12 +450,14 @@ class Picture {
 
 /* Line and profile: one or more series over x. */
 class CurvePicture extends Picture {
-  /* The legend of the lines `by` a column stands under the title, in as many lines as it takes. */
+  /* The legend of the lines `by` a column stands under the title, in as many lines as it takes. It
+     names those that there are: all of them before the first row. */
   fit() {
     if (!this.panel.by) return;
     const nodes = [];
     let [x, line] = [this.plot.left, 0];
     this.panel.names.forEach((name, i) => {
+      if (this.drawn && !this.drawn[i]) return;
       const room = 38 + widthOf(name, 11);
       if (x > this.plot.left && x + room > this.plot.right) [x, line] = [this.plot.left, line + 1];
       nodes.push(svg("g", { transform: `translate(${px(x)} ${18 + line * LEGEND_LINE})`,
@@ -476,6 +478,12 @@ class CurvePicture extends Picture {
         this.series.push(...this.linesOf(store.shown, "start", "at start", lookOf("start")));
       }
       this.series.push(...this.linesOf(store.shown, "now", store.shown.label, lookOf("now")));
+    }
+    const drawn = panel.names.map((name) =>
+      this.series.some((one) => one.name === name && one.points.xs.length));
+    if (drawn.some(Boolean) && drawn.join() !== this.drawn?.join()) {
+      this.drawn = drawn;
+      this.resize(this.width, this.height);
     }
     let [xEnds, yEnds] = [undefined, undefined];
     for (const { points: { xs, ys, lows, highs } } of this.series) {

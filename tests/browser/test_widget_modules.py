@@ -434,6 +434,22 @@ def test_series_differ_by_colour_dash_and_marker_and_are_named_under_the_title(
     assert legend["y"] + legend["height"] <= frame["y"] + 1
 
 
+def test_a_legend_names_the_lines_that_there_are_and_makes_room_for_more(
+    series: Callable[..., ChartOnPage],
+) -> None:
+    three = tuple(f"a rather long name {k}" for k in range(3))
+    chart = series(Panel("line", "series", "n", "n", "value", by="of", names=three), width=330)
+    chart.chart.append(n=[[0, n, 1, 1, 1, 1] for n in (1, 2)])
+    chart.mounted.settle()
+    names, frame = chart.page.locator(".names text"), chart.page.locator(".axes rect")
+    assert names.all_text_contents() == [three[1]]
+    before = frame.bounding_box()["height"]
+    chart.chart.append(n=[[0, n, 2, 2, 2, 2] for n in (1, 2)])
+    chart.mounted.settle()
+    assert names.all_text_contents() == [three[1], three[2]]
+    assert frame.bounding_box()["height"] < before
+
+
 def test_series_on_top_of_one_another_have_their_markers_in_turn(
     series: Callable[..., ChartOnPage],
 ) -> None:
