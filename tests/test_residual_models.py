@@ -144,12 +144,13 @@ def test_convolutions_start_by_their_outputs_and_the_classifier_by_its_inputs():
     ],
 )
 def test_a_final_norm_stands_where_its_name_says(final_norm, kinds):
-    divisor = 3.0 if final_norm == "scale" else 1.0
+    divisor = 0.3 if final_norm == "scale" else 1.0
     model = resnet(8, final_norm=final_norm, divisor=divisor, dropout=0.5, **SMALL)
     assert [type(module) for module in model.head] == [*kinds, SeededDropout]
     if final_norm == "scale":
         plain = resnet(8, dropout=0.5, **SMALL)
-        assert torch.allclose(model.features(images(4)), plain.features(images(4)) / 3)
+        expected = plain.features(images(4)) / 0.3
+        assert torch.allclose(model.features(images(4)), expected, rtol=1e-14, atol=0)
 
 
 def test_preactivation_keeps_its_last_relu_without_its_final_norm():
@@ -243,6 +244,54 @@ def test_a_checkpointed_network_is_measured_as_the_plain_one():
         assert a[1:].tolist() == pytest.approx(b[1:].tolist(), rel=1e-9)
 
 
+@pytest.mark.parametrize("fisher", ["exact", "sampled"])
+def test_a_checkpointed_network_goes_backwards_as_often_as_it_has_labels(fisher):
+    batch = images(16), torch.arange(16) % 10
+    models = [resnet(8, checkpointing=flag, **SMALL) for flag in (False, True)]
+    tables = [
+        lca.analyze(model, functional.cross_entropy, batch, fisher=fisher).table()
+        for model in models
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_a_checkpointed_graph_that_is_kept_goes_backwards_twice_and_has_second_derivatives():
+    found = []
+    for checkpointing in (False, True):
+        model = resnet(8, checkpointing=checkpointing, **SMALL)
+        loss = model(images(6)).square().sum()
+        for _ in range(2):
+            loss.backward(retain_graph=True)
+        first = torch.autograd.grad(loss, model.stem[0].weight, create_graph=True)[0]
+        second = torch.autograd.grad(first.square().sum(), model.stem[0].weight)[0]
+        norms = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
+        assert all(norm.num_batches_tracked == 1 and norm.momentum == 0.1 for norm in norms)
+        found.append([*(p.grad for p in model.parameters()), second, *model.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_checkpointed_network_is_watched_and_differentiated_in_eval_mode_as_the_plain_one():
+    x, y = images(16), torch.arange(16) % 10
+    tables, grads = [], []
+    for checkpointing in (False, True):
+        model = resnet(8, checkpointing=checkpointing, **SMALL)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with lca.watch(model, every=2) as monitor:
+            for _ in range(3):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        tables.append(monitor.table())
+        before = copy.deepcopy(model.state_dict())
+        model.eval().zero_grad()
+        model(x).square().sum().backward()
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert len(tables[0]) == 2 * 8
+    assert tables[0].equals(tables[1])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 def test_1202_layers_run_backwards_and_can_be_copied_and_pickled():
     model = resnet(1202, channels=1, width_factor=0.1)
     assert len(layers_of(model)) == 1202
@@ -275,6 +324,15 @@ def test_a_mask_depends_on_the_seed_and_the_pass():
     resumed = SeededDropout(0.5, 1)
     resumed.load_state_dict(b.state_dict())
     assert torch.equal(resumed(x), second)
+
+
+def test_the_networks_seed_draws_the_masks_too():
+    zeros = []
+    for seed in (1, 1, 2):
+        dropout = resnet(8, dropout=0.5, seed=seed, **SMALL).head.dropout
+        zeros.append(dropout(torch.ones(100)) == 0)
+    assert torch.equal(zeros[0], zeros[1])
+    assert not torch.equal(zeros[0], zeros[2])
 
 
 def test_a_training_with_dropout_resumes_exactly(tmp_path):
@@ -329,3 +387,13 @@ def test_arguments_that_make_no_sense_are_refused(build, arguments, words):
     given = arguments if build is resnet else {"features": 4, "classes": 3} | arguments
     with pytest.raises(ValueError, match=words):
         build(**given)
+
+
+def test_dropout_can_be_compiled_in_one_piece():
+    plain = residual_mlp(6, 3, blocks=1, width=5, dropout=0.5, dtype=torch.float64)
+    other = copy.deepcopy(plain)
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(2):
+        assert torch.allclose(compiled(x), plain(x), rtol=1e-12)
+    assert other.state_dict()["head.dropout.passes"] == 2

@@ -15,6 +15,7 @@ class Divide(nn.Module):
 
     Args:
         divisor: The constant c: the output is x / c.
+        dtype: In which it is kept; ``None`` takes torch's default.
 
     Example:
         >>> Divide(4.0)(torch.tensor([2.0]))
@@ -23,9 +24,9 @@ class Divide(nn.Module):
 
     divisor: Tensor
 
-    def __init__(self, divisor: float) -> None:
+    def __init__(self, divisor: float, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.register_buffer("divisor", torch.tensor(float(divisor)))
+        self.register_buffer("divisor", torch.tensor(float(divisor), dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x / c."""
@@ -70,17 +71,27 @@ class SeededDropout(nn.Module):
         self.p, self.seed = p, seed
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
-    # A generator is nothing that can be compiled.
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # torch leaves it unannotated
     def forward(self, x: Tensor) -> Tensor:
         """Return x with its mask in train mode, x itself in eval mode."""
         if not self.training:
             return x
-        generator = Generator(x.device).manual_seed(self.seed * 1_000_003 + int(self.passes))
+        kept = _kept(x, self.passes, self.seed, self.p)
         self.passes += 1
-        kept = torch.rand(x.shape, generator=generator, device=x.device) >= self.p
         return x * kept / (1 - self.p)
 
     def extra_repr(self) -> str:
         """Show probability and seed."""
         return f"p={self.p}, seed={self.seed}"
+
+
+# An operator of its own: torch.compile cannot look into a generator, and need not look into this.
+@torch.library.custom_op("lca_widgets::kept", mutates_args=())
+def _kept(x: Tensor, passes: Tensor, seed: int, p: float) -> Tensor:
+    """Draw which entries of x are kept, of the pass that this many came before."""
+    generator = Generator(x.device).manual_seed(seed * 1_000_003 + int(passes))
+    return torch.rand(x.shape, generator=generator, device=x.device) >= p
+
+
+@_kept.register_fake
+def _(x: Tensor, passes: Tensor, seed: int, p: float) -> Tensor:
+    return torch.empty_like(x, dtype=torch.bool)

@@ -301,7 +301,7 @@ class _Parts:
         if asked.final_norm == "batch":
             modules["final_norm"] = nn.BatchNorm1d(d, dtype=self._dtype)
         if asked.final_norm == "scale":
-            modules["final_norm"] = Divide(asked.divisor)
+            modules["final_norm"] = Divide(asked.divisor, self._dtype)
         if asked.dropout:
             modules["dropout"] = SeededDropout(asked.dropout, self._seed)
         return nn.Sequential(modules)

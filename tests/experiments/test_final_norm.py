@@ -117,6 +117,27 @@ def test_each_step_has_the_first_arms_loss():
     assert statistics.fmean(m.training.accuracy for m in run) > 0
 
 
+def test_every_setting_reaches_every_training():
+    other = {
+        "network": "resnet",
+        "blocks": 6,
+        "width": 16,
+        "preactivation": True,
+        "dropout": 0.2,
+        "learning_rate": 0.7,
+        "momentum": 0.4,
+        "steps": 3,
+        "batch_size": 50,
+        "seed": 8,
+    }
+    fields = {field.name for field in dataclasses.fields(FinalNormSettings)}
+    assert fields == {"arms", *other}
+    trainings = FinalNormSettings("own,batch", **other).trainings()
+    assert list(trainings) == ["own", "batch"]
+    for arm, one in trainings.items():
+        assert dataclasses.asdict(one) == other | {"final_norm": arm, "every": 3}
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [

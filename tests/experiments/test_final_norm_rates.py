@@ -1,5 +1,6 @@
 """With a remedy, about ten times larger rates train; and a sweep trains nothing twice."""
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -81,6 +82,25 @@ def test_a_sweep_is_kept_on_disk_under_all_of_its_settings(monkeypatch, tmp_path
     for change, kept in (({}, 3), ({}, 3), ({"updates": 4}, 6), ({"preactivation": True}, 9)):
         list(final_norm_rates(FinalNormRateSettings(**(one | change))))
         assert len(list(tmp_path.iterdir())) == kept
+
+
+def test_every_setting_reaches_every_training():
+    common = {
+        "network": "resnet",
+        "blocks": 6,
+        "width": 16,
+        "preactivation": True,
+        "batch_size": 50,
+    }
+    sweep = FinalNormRateSettings(
+        "own", **common, lowest=0.5, highest=2.0, rates=1, seeds=2, updates=7, seed=8
+    )
+    first, second = sweep.trainings()
+    expected = LastLayerSettings(
+        **common, final_norm="own", learning_rate=0.5, steps=7, every=7, seed=8
+    )
+    assert first == expected
+    assert second == dataclasses.replace(expected, seed=9)
 
 
 @pytest.mark.parametrize(

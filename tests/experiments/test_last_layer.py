@@ -93,15 +93,63 @@ def test_measuring_changes_nothing(arm):
     assert measured[-1].last.weight_norm == model.classifier.weight.norm().item()
 
 
+@pytest.mark.parametrize("network", [TINY, {"network": "resnet", "blocks": 3, "width": 16}])
+def test_the_measured_network_is_bit_for_bit_the_other(monkeypatch, network):
+    chosen = network | {"batch_size": 64, "final_norm": "batch", "dropout": 0.3}
+    settings = LastLayerSettings(**chosen, momentum=0.5, learning_rate=0.3, steps=4, every=2)
+    model, run = residual_run(settings)
+    list(run)
+    measured, measured_run = residual_run(settings)
+    module = last_layer.__globals__  # the package's name for the module is the function's
+    monkeypatch.setitem(module, "residual_run", lambda settings: (measured, measured_run))
+    list(last_layer_training(settings))
+    others = measured.state_dict()
+    assert all(torch.equal(value, others[name]) for name, value in model.state_dict().items())
+    for one, other in zip(model.parameters(), measured.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    assert measured.head.dropout.passes == 5  # not those of the test images
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"momentum": 0.5},
+        {"dropout": 0.3},
+        {"learning_rate": 0.5},
+        {"preactivation": True},
+        {"batch_size": 32},
+        {"width": 9},
+        {"seed": 1},
+        {"final_norm": "batch"},
+        {"final_norm": "single"},
+    ],
+)
+def test_every_setting_reaches_the_training(change):
+    def losses(**settings):
+        return [m.training.loss for m in trained(**(TINY | {"steps": 2} | settings))]
+
+    plain = {"final_norm": "batch"} if change.get("final_norm") == "single" else {}
+    assert losses(**change)[-1] != losses(**plain)[-1]
+
+
+def test_the_seed_draws_the_batches_too():
+    pixels = [trained(**TINY, steps=0, seed=seed)[0].profile[0].lambda_max_x for seed in (0, 1)]
+    assert pixels[0] != pixels[1]
+
+
 def test_a_measurement_is_of_the_steps_own_batch():
     settings = LastLayerSettings(**TINY, steps=1)
     model, run = residual_run(settings)
-    inputs = []
+    inputs, gradients = [], []
     model.classifier.register_forward_hook(lambda _, args, __: inputs.append(args[0].detach()))
+    model.classifier.register_full_backward_hook(lambda _, __, grads: gradients.append(grads[0]))
     for record, measured in zip(run, last_layer_training(settings), strict=True):
-        expected = eigenvalues(inputs[-1])[0].item()
+        # The loss is a mean over 64 images; that of one image has a gradient 64 times as large.
+        expected = last_layer(inputs[-1], 64 * gradients[-1], model.classifier.weight)
         assert measured.training == record
-        assert measured.last.lambda_max_x == pytest.approx(expected, rel=1e-9)
+        assert dataclasses.astuple(measured.last) == pytest.approx(
+            dataclasses.astuple(expected), rel=1e-9
+        )
 
 
 def test_all_layers_are_profiled_at_the_start_every_k_steps_and_at_the_end():
