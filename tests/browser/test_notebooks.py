@@ -100,6 +100,9 @@ DRAGS = [
     ("05_false_local_minimum.ipynb", 0, 6, "plateau_steps", 50),
     ("06_bn_and_conditioning.ipynb", 0, 9, "depth", 10),
     ("06_bn_and_conditioning.ipynb", 1, 4, "updates", 20),
+    ("07_last_layer_of_resnets.ipynb", 0, 6, "blocks", 10),
+    ("08_final_bn_fix.ipynb", 0, 6, "blocks", 10),
+    ("08_final_bn_fix.ipynb", 1, 4, "updates", 10),
 ]
 
 

@@ -36,7 +36,17 @@ def compared_texts(path: Path) -> list[str]:
 
 
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in PATHS] == ["00", "01", "02", "03", "04", "05", "06"]
+    assert [path.stem[:2] for path in PATHS] == [
+        "00",
+        "01",
+        "02",
+        "03",
+        "04",
+        "05",
+        "06",
+        "07",
+        "08",
+    ]
 
 
 @notebook_paths
