@@ -178,8 +178,8 @@ def what_it_buys() -> str:
     "Five seeds",
     level=2,
     question=r"""
-    The paper's tables have mean ± standard deviation over five seeds. The test errors are 6.5, 6.9,
-    6.4, 7.0 and 6.7 %. Give mean and standard deviation (of a sample: divide by four) as a list.
+    The authors train with five seeds. Suppose that the test errors are 6.5, 6.9, 6.4, 7.0 and
+    6.7 %. Give mean and standard deviation (of a sample: divide by four) as a list.
     """,
     hints=(
         "`statistics.stdev` divides by n − 1, `numpy.std` by n unless told otherwise.",
