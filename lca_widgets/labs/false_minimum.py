@@ -244,7 +244,7 @@ class FalseMinimum(Lab):
         _panel("loss", "loss", log=True),
         _panel("product σ(W)·σ(∂L/∂W)", "sensitivity", log=True),
         _panel("ratio σ(∂L/∂W) : σ(W)", "domination", log=True),
-        _panel("samples that a layer lets nothing pass of", "silent"),
+        _panel("silent samples of a layer", "silent"),
         _panel("σ_max(W)", "weight_sigma", log=True),
         _panel("σ_max(∂L/∂W)", "grad_sigma", log=True),
     )

@@ -138,7 +138,7 @@ def rate_panels(names: Sequence[str], fitted_at: float) -> tuple[Panel, ...]:
     seen, unseen = "Accuracy on the training digits", "Accuracy on unseen digits"
     return (
         panel("Loss after the last update", "losses", "loss", **loss_band),
-        panel(f"Share of trainings that end below {fitted_at:g}", "shares", "fitted"),
+        panel(f"Share that ends below {fitted_at:g}", "shares", "fitted"),
         panel(seen, "seen", "accuracy", low="accuracy_low", high="accuracy_high"),
         panel(unseen, "unseen", "test_accuracy", low="test_low", high="test_high"),
     )
