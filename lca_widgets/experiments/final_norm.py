@@ -81,19 +81,8 @@ class FinalNormSettings:
 
     def trainings(self) -> dict[str, LastLayerSettings]:
         """Return the training of every arm; all layers are measured at its ends only."""
-        common = LastLayerSettings(
-            network=self.network,
-            blocks=self.blocks,
-            width=self.width,
-            preactivation=self.preactivation,
-            dropout=self.dropout,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            steps=self.steps,
-            every=max(1, self.steps),
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        shared = {name: value for name, value in vars(self).items() if name != "arms"}
+        common = LastLayerSettings(**shared, every=max(1, self.steps))
         return {arm: replace(common, final_norm=arm) for arm in self.arm_names}
 
 

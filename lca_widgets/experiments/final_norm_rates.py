@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lca_widgets._checks import require_in_range, require_integer
+from lca_widgets._checks import require_integer
 from lca_widgets.experiments.final_norm import FinalNormSettings
 from lca_widgets.experiments.last_layer import LastLayerSettings, residual_run, unseen_accuracy
 from lca_widgets.experiments.learning_rates import (
@@ -16,6 +16,7 @@ from lca_widgets.experiments.learning_rates import (
     TrainedState,
     rate_ladder,
     rate_sweep,
+    require_rates,
 )
 from lca_widgets.experiments.small_networks import made_once
 
@@ -64,10 +65,7 @@ class FinalNormRateSettings:
 
     def __post_init__(self) -> None:
         """Check every field; those of the trainings are checked by these."""
-        require_in_range("lowest", self.lowest, low=1e-6, high=1e6)
-        require_in_range("highest", self.highest, low=self.lowest, high=1e6)
-        require_integer("rates", self.rates, low=1, high=50)
-        require_integer("seeds", self.seeds, low=1, high=20)
+        require_rates(self.lowest, self.highest, self.rates, self.seeds)
         require_integer("updates", self.updates, low=1, high=10_000)
         self.trainings()
 

@@ -29,6 +29,7 @@ __all__ = [
     "learning_rates",
     "rate_ladder",
     "rate_sweep",
+    "require_rates",
     "trained_state",
     "usable_rates",
 ]
@@ -167,21 +168,13 @@ class LearningRateSettings:
 
     def __post_init__(self) -> None:
         """Check every field; those of the trainings are checked by these."""
-        require_in_range("lowest", self.lowest, low=1e-6, high=1e6)
-        require_in_range("highest", self.highest, low=self.lowest, high=1e6)
-        require_integer("rates", self.rates, low=1, high=50)
-        require_integer("seeds", self.seeds, low=1, high=20)
+        require_rates(self.lowest, self.highest, self.rates, self.seeds)
         self.trainings()
 
     @property
     def steps(self) -> int:
         """Number of the last training, counted from 0."""
-        return (
-            len(rate_ladder(self.lowest, self.highest, self.rates))
-            * len(self._norms())
-            * self.seeds
-            - 1
-        )
+        return len(self.trainings()) - 1
 
     def trainings(self) -> list[TrainingAtRate]:
         """All trainings: rate by rate the seeds of the plain network, then those of the other."""
@@ -302,6 +295,18 @@ def learning_rates(settings: LearningRateSettings) -> Iterator[RateMeasurement]:
         [('none', 0.02), ('batch', 0.02), ('none', 6.3), ('batch', 6.3)]
     """
     yield from rate_sweep(trained_state, settings.trainings(), settings.seeds, FITTED)
+
+
+def require_rates(lowest: float, highest: float, rates: int, seeds: int) -> None:
+    """Refuse a series of rates, or a number of seeds, that no sweep has.
+
+    Raises:
+        TypeError, ValueError: one of them is not accepted; the message names it.
+    """
+    require_in_range("lowest", lowest, low=1e-6, high=1e6)
+    require_in_range("highest", highest, low=lowest, high=1e6)
+    require_integer("rates", rates, low=1, high=50)
+    require_integer("seeds", seeds, low=1, high=20)
 
 
 def rate_ladder(lowest: float, highest: float, rates: int) -> list[float]:
