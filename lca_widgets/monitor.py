@@ -353,10 +353,14 @@ class Monitor(History):
         """Count the pass when the first gradient comes to an output, and its backward pass once."""
         step, came = self._step, False
         activity = {} if step is None else step.surroundings.latest
+        # A leaf, such as a parameter, would keep the hook from pass to pass.
+        outputs = [t for t in _tensors_of(output) if t.requires_grad and not t.is_leaf]
+        hidden = not outputs  # in an object of the model's own: the pass counts by itself
 
+        # It must not refer to an output: a graph that its own hook holds is never freed.
         def count(_: Tensor | None = None) -> None:
             nonlocal came
-            if came or not self._hooks or (outputs and not _is_of_the_loss()):
+            if came or not self._hooks or not (hidden or _is_of_the_loss()):
                 return
             came = True
             number = backward_pass()
@@ -368,11 +372,9 @@ class Monitor(History):
             if step is not None:
                 step.surroundings.count(activity, samples)
 
-        # A leaf, such as a parameter, would keep the hook from pass to pass.
-        outputs = [t for t in _tensors_of(output) if t.requires_grad and not t.is_leaf]
         for tensor in outputs:
             tensor.register_hook(count)
-        if not outputs:  # hidden in an object of the model's own: the pass counts by itself
+        if hidden:
             count()
 
     def _layer_called(self, call: LayerCall) -> None:

@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import gc
 import math
 import os
 import socket
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -783,6 +785,23 @@ def test_a_copy_of_the_model_is_not_watched():
         LOSS(twin(x), y).backward()
         LOSS(model(x), y).backward()
     assert len(monitor.reports) == 1
+
+
+def test_what_a_pass_made_is_freed_after_it_and_the_model_after_the_last():
+    model, (x, y) = mlp(), batch()
+    with lca.watch(model, every=2) as monitor:
+        for _ in range(4):
+            output = model(x)
+            made = weakref.ref(output)
+            LOSS(output, y).backward()
+            del output
+            gc.collect()
+            assert made() is None
+    assert len(monitor.reports) == 2
+    seen = weakref.ref(model)
+    del model, monitor
+    gc.collect()
+    assert seen() is None
 
 
 def test_a_monitor_goes_on_where_it_was_left():
