@@ -7,12 +7,12 @@ import math
 import os
 import socket
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.distributed
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import lca_widgets as lca
 import lca_widgets.monitor as lca_monitor
 from lca_widgets.curvature import kronecker_factors, layer_spectra
+from lca_widgets.experiments.cifar import joined
 from tests.benchmarks.networks import resnet
 from tests.curvature.test_capture import hooks_on, state_of
 
@@ -857,33 +858,41 @@ class Experts(nn.Module):
 
 
 def in_process(rank, folder, port):
+    torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        torch.set_num_threads(1)
-        x, y = batch()
-        model = DistributedDataParallel(mlp())
-        with lca.watch(model, every=2) as monitor:
-            for _ in range(3):
-                LOSS(model(x[rank::2]), y[rank::2]).backward()
-                model.zero_grad()
-                if rank == 0:
-                    monitor.table()  # one process alone: the others need not take part
-        monitor.save(f"{folder}/equal{rank}")
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
+    with joined("cpu"):
+        save_reports(rank, folder)
+    Path(folder, f"threads{rank}").write_text("\n".join(threads()))
 
-        own = slice(18) if rank == 0 else slice(18, None)
-        with lca.watch(model, reduction="sum", accumulation=2, scaler=Scale(8.0)) as monitor:
-            for part, labels in zip(x[own].chunk(2), y[own].chunk(2), strict=True):
-                loss = nn.functional.cross_entropy(model(part), labels, reduction="sum")
-                (8 * loss).backward()
-        monitor.save(f"{folder}/unequal{rank}")
 
-        experts = DistributedDataParallel(Experts(), find_unused_parameters=True)
-        with lca.watch(experts) as monitor:
-            LOSS(experts(x.chunk(2)[rank], rank), y.chunk(2)[rank]).backward()
-        monitor.save(f"{folder}/experts{rank}")
-    finally:
-        torch.distributed.destroy_process_group()
+def threads():
+    """The names of this process's threads, Python's and others', as Linux knows them."""
+    return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+
+
+def save_reports(rank, folder):
+    x, y = batch()
+    model = DistributedDataParallel(mlp())
+    with lca.watch(model, every=2) as monitor:
+        for _ in range(3):
+            LOSS(model(x[rank::2]), y[rank::2]).backward()
+            model.zero_grad()
+            if rank == 0:
+                monitor.table()  # one process alone: the others need not take part
+    monitor.save(f"{folder}/equal{rank}")
+
+    own = slice(18) if rank == 0 else slice(18, None)
+    with lca.watch(model, reduction="sum", accumulation=2, scaler=Scale(8.0)) as monitor:
+        for part, labels in zip(x[own].chunk(2), y[own].chunk(2), strict=True):
+            loss = nn.functional.cross_entropy(model(part), labels, reduction="sum")
+            (8 * loss).backward()
+    monitor.save(f"{folder}/unequal{rank}")
+
+    experts = DistributedDataParallel(Experts(), find_unused_parameters=True)
+    with lca.watch(experts) as monitor:
+        LOSS(experts(x.chunk(2)[rank], rank), y.chunk(2)[rank]).backward()
+    monitor.save(f"{folder}/experts{rank}")
 
 
 def free_port():
@@ -930,6 +939,14 @@ def test_a_layer_of_one_process_is_in_the_report_of_all(of_two_processes, rank):
     alone = monitor.table().sort_values("name")
     assert_tables_equal(alone.drop(columns="layer"), table.drop(columns="layer"))
     assert sorted(table["layer"]) == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are named on Linux only")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_thread_of_the_processes_group_outlives_it(of_two_processes, rank):
+    names = (of_two_processes / f"threads{rank}").read_text().split()
+    assert "python" in names
+    assert not [name for name in names if "gloo" in name or "tcpstore" in name]
 
 
 # Results: findings, charts and files.

@@ -260,18 +260,27 @@ def _train(words: Sequence[str]) -> int:
         stack = ExitStack()
         processes = stack.enter_context(joined(options.device))
     with stack:
+        return _train_each(settings, options, processes, parser)
+
+
+def _train_each(
+    settings: Sequence[CifarSettings],
+    options: argparse.Namespace,
+    processes: Processes,
+    parser: _Parser,
+) -> int:
+    with _refused(parser):
+        data = _data(options, processes)
+    for of_seed in settings:
         with _refused(parser):
-            data = _data(options, processes)
-        for of_seed in settings:
-            with _refused(parser):
-                trainer = CifarTrainer(of_seed, data, processes)
-                classes = "" if data.classes == 10 else f"-classes{data.classes}"
-                folder = RunFolder(options.out / f"{of_seed.name}{classes}", trainer)
-            # What goes wrong from here on is no matter of arguments, but perhaps of a full disk.
-            with _refused(parser, (OSError,)):
-                code = _run(trainer, folder)
-            if code != DONE:
-                return code
+            trainer = CifarTrainer(of_seed, data, processes)
+            classes = "" if data.classes == 10 else f"-classes{data.classes}"
+            folder = RunFolder(options.out / f"{of_seed.name}{classes}", trainer)
+        # What goes wrong from here on is no matter of arguments, but perhaps of a full disk.
+        with _refused(parser, (OSError,)):
+            code = _run(trainer, folder)
+        if code != DONE:
+            return code
     return DONE
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+# Before there is a group: imported later, its defaults would hold that group for good (`joined`).
+import torch.distributed.nn.functional
 from torch import Tensor, distributed
 
 __all__ = ["Processes", "joined"]
@@ -67,6 +71,9 @@ class Processes:
 def joined(device: str) -> Iterator[Processes]:
     """Join the other processes if torchrun started several, and part from them afterwards.
 
+    A group ends with the last that refers to it. One whose threads outlive the interpreter can
+    abort the process on its way out, so keep no `DistributedDataParallel` beyond the ``with``.
+
     Args:
         device: One of `lca_widgets.training.present_devices`, or ``"auto"``. Of several processes
             on GPUs, each takes its own: the one of its ``LOCAL_RANK``.
@@ -91,4 +98,5 @@ def joined(device: str) -> Iterator[Processes]:
     try:
         yield Processes(int(os.environ["RANK"]), world, place)
     finally:
+        gc.collect()  # models that refer to themselves, and with them to the group
         distributed.destroy_process_group()
