@@ -282,6 +282,16 @@ def test_a_checkpoint_is_a_copy_that_later_steps_do_not_change(uninterrupted):
     assert list(again) == uninterrupted[0][3:]
 
 
+def test_a_norm_that_is_used_twice_counts_its_batches_as_often_after_a_fork():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6)
+    model = nn.Sequential(norm, nn.ReLU(), norm, nn.Linear(6, 3))
+    run = TrainingRun(model, DATA, SETTINGS)
+    advance(run, 4)
+    fork = run.fork()
+    assert (list(fork), state(fork)) == (list(run), state(run))
+
+
 def test_taking_a_checkpoint_does_not_change_the_run(uninterrupted):
     run = start()
     records = [(record, run.checkpoint())[0] for record in run]
