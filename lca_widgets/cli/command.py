@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 import textwrap
@@ -14,11 +13,18 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from lca_widgets._terminal import (
+    DONE,
+    INTERRUPTED,
+    REFUSED,
+    Parser,
+    show_what_the_terminal_can,
+)
 from lca_widgets.analysis import Analysis, replaced
 from lca_widgets.cli import inputs, printout
 from lca_widgets.cli.inputs import BATCH_SIZE, LOSSES, CommandError, refused
@@ -30,7 +36,7 @@ from lca_widgets.rules import SEVERITIES
 __all__ = ["main"]
 
 PROGRAM = "python -m lca_widgets"
-DONE, FOUND, REFUSED, CLOSED_PIPE, INTERRUPTED = 0, 1, 2, 141, 130
+FOUND, CLOSED_PIPE = 1, 141
 LONGEST_MESSAGE = 600  # characters: one line, and not a state_dict's list of every key
 
 EXAMPLES = """\
@@ -64,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: argparse's way to end after ``--help``, ``--version`` (0) and bad options (2).
     """
-    for stream in (sys.stdout, sys.stderr):  # a terminal without λ shows "?", and no traceback
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    show_what_the_terminal_can()
     options = _parser().parse_args(arguments)
     try:
         code = _analyze(options)
@@ -85,14 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, without the usage before it."""
-        self.exit(REFUSED, f"{self.prog}: error: {message} (--help lists the options)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Layer-wise conditioning analysis of a network.")
+    parser = Parser(prog=PROGRAM, description="Layer-wise conditioning analysis of a network.")
     parser.add_argument("--version", action="version", version=f"lca_widgets {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="analyze")
     analyze = commands.add_parser(

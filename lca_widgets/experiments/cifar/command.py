@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from lca_widgets._format import number
+from lca_widgets._terminal import DONE, INTERRUPTED, Parser, show_what_the_terminal_can
 from lca_widgets.analysis import replaced
 from lca_widgets.data import CifarData, cifar, download_cifar
 from lca_widgets.experiments.cifar.folder import RunFolder
@@ -35,7 +35,6 @@ from lca_widgets.training import present_devices
 __all__ = ["main"]
 
 PROGRAM = "python -m lca_widgets.experiments.cifar"
-DONE, REFUSED, INTERRUPTED = 0, 2, 130
 
 EXAMPLES = f"""\
 examples:
@@ -71,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: argparse's way to end after ``--help`` (0) and what is refused (2).
     """
-    for stream in (sys.stdout, sys.stderr):  # a terminal without λ shows "?", and no traceback
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    show_what_the_terminal_can()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["report"]:
@@ -87,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # Options
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=PROGRAM,
         description="Train a CIFAR ResNet as the paper's authors did, and measure the conditioning "
         "of its last layer at every iteration; or report on such runs. The defaults are the "
@@ -103,7 +100,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _add_files(parser: _Parser) -> None:
+def _add_files(parser: Parser) -> None:
     group = parser.add_argument_group("what is read and written")
     group.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="folder with CIFAR's files"
@@ -122,7 +119,7 @@ def _add_files(parser: _Parser) -> None:
     )
 
 
-def _add_network(parser: _Parser) -> None:
+def _add_network(parser: Parser) -> None:
     group = parser.add_argument_group("the network")
     _add(group, "depth", "layers with weights, 6n+2")
     _add(group, "final_norm", "what stands before the classifier", choices=FINAL_NORMS)
@@ -152,7 +149,7 @@ def _add_network(parser: _Parser) -> None:
     _add(group, "dropout", "probability, before the classifier")
 
 
-def _add_training(parser: _Parser) -> None:
+def _add_training(parser: Parser) -> None:
     group = parser.add_argument_group("the training")
     _add(group, "batch_size", "images a step, over all processes")
     _add(group, "epochs", "times through the training set")
@@ -170,7 +167,7 @@ def _add_training(parser: _Parser) -> None:
     _add(group, "iterations", "stop after so many", type=int, metavar="N")
 
 
-def _add_execution(parser: _Parser) -> None:
+def _add_execution(parser: Parser) -> None:
     group = parser.add_argument_group("how it is computed")
     _add(group, "measure_every", "iterations between two measurements")
     _add(
@@ -204,28 +201,22 @@ def _divisor(text: str) -> float | str:
     return text if text == MATCHED else float(text)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, without the usage before it."""
-        self.exit(REFUSED, f"{self.prog}: error: {message}\n")
-
-
 @contextmanager
 def _refused(
-    parser: _Parser, errors: tuple[type[Exception], ...] = (OSError, TypeError, ValueError)
+    parser: Parser, errors: tuple[type[Exception], ...] = (OSError, TypeError, ValueError)
 ) -> Iterator[None]:
     """Turn what the user can mend into words without a traceback."""
     try:
         yield
     except errors as error:
-        parser.error(str(error))
+        parser.refuse(str(error))
 
 
 # Results
 
 
 def _report(words: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog=f"{PROGRAM} report",
         description="Print a table of the runs in a folder as Markdown: a row for each settings, "
         "over its seeds. It is also written there as results.csv.",
@@ -267,7 +258,7 @@ def _train_each(
     settings: Sequence[CifarSettings],
     options: argparse.Namespace,
     processes: Processes,
-    parser: _Parser,
+    parser: Parser,
 ) -> int:
     with _refused(parser):
         data = _data(options, processes)
