@@ -476,7 +476,7 @@ class _Units:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._shares: dict[str, tuple[Tensor, Tensor]] = {}
+        self._outputs: dict[str, Tensor] = {}  # [n, d] each, of the latest pass
 
     def __enter__(self) -> _Units:
         self._handles = [
@@ -492,12 +492,14 @@ class _Units:
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def see(_module: nn.Module, _args: object, output: Tensor) -> None:
-            shut = output == 0
-            self._shares[name] = shut.all(dim=0).double().mean(), shut.all(dim=1).double().mean()
+            self._outputs[name] = output.detach()
 
         return see
 
     def shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the shares of dying units and of silent samples, by layer."""
-        dying, silent = zip(*self._shares.values(), strict=True)
-        return tuple(share.item() for share in dying), tuple(share.item() for share in silent)
+        shut = [output == 0 for output in self._outputs.values()]
+        dying, silent = (
+            tuple(layer.all(dim).double().mean().item() for layer in shut) for dim in (0, 1)
+        )
+        return dying, silent
