@@ -506,6 +506,18 @@ def test_indices_of_a_matrix_that_are_no_whole_numbers_are_refused(wrong):
         charts.matrix(SIGNED.assign(row=[0, wrong, 1, 1]), "entry", title="H")
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("shape", [(1, 10), (1, 1000), (1000, 1)], ids=str)
+def test_a_matrix_may_be_a_single_row_or_column(shape, log):
+    places = dict(zip(("row", "column"), np.indices(shape).reshape(2, -1), strict=True))
+    entries = pd.DataFrame(places | {"entry": np.arange(1.0, 1 + np.prod(shape))})
+    panel = charts.matrix(entries, "entry", title="m", log=log)
+    assert bundle(panel)["text/plain"].startswith(f"m: {shape[0]} × {shape[1]}, ")
+    assert min(panel.width, panel.height) >= 1
+    single = "y" if shape[0] == 1 else "x"
+    assert panel.layer[1].to_dict()["encoding"][single]["axis"]["values"] == [0]
+
+
 def test_rounding_errors_do_not_enter_the_words_on_a_matrix():
     noisy = SIGNED.assign(entry=[4.0, -3e-17, 0.0, 2.0])
     assert charts.matrix(noisy, "entry", title="H", log=False).description == "2 × 2, 0 to 4"

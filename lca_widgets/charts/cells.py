@@ -28,6 +28,7 @@ from lca_widgets.charts.parts import (
 __all__ = ["CIVIDIS", "MOST_CELLS", "heat_map", "matrix"]
 
 CELL_FOR_TEXT = 10  # pixels
+SHORTEST_BAR = 40  # pixels, of a colour bar: its ends' labels still stand apart
 MOST_CELLS = 20_000  # of a heat map: a notebook stores each of them as some 100 bytes
 # Its lightness grows from end to end, and its middle is grey: signs show without hue too.
 CIVIDIS = [
@@ -170,7 +171,7 @@ def matrix(
     most = max(rows, columns)
     # Cells of whole pixels where they fit: others would not be equally large.
     cell = height / most if most > 2 * height else max(1, round(height / most))
-    width, height = round(cell * columns), round(cell * rows)
+    width, height = (max(1, round(cell * count)) for count in (columns, rows))
     values = np.full((rows, columns), np.nan)
     if len(drawn):
         at = ((drawn[axis] - places[axis].start).astype(int) for axis in (y, x))
@@ -246,10 +247,12 @@ def _whole(places: pd.Series[float]) -> range:
 
 def _index_axis(column: str, places: range, label: str, *, reverse: bool) -> Any:
     channel = alt.Y if reverse else alt.X
+    # A single index has no whole number but itself within the axis: Vega's ticks fall outside.
+    ticks = {"values": [places.start]} if len(places) == 1 else {"tickMinStep": 1, "tickCount": 5}
     return channel(
         f"{column}:Q",
         title=label or None,
-        axis=alt.Axis(grid=False, tickMinStep=1, format="d", tickCount=5),
+        axis=alt.Axis(grid=False, format="d", **ticks),
         scale=alt.Scale(
             domain=[places.start - 0.5, places.stop - 0.5], nice=False, zero=False, reverse=reverse
         ),
@@ -308,7 +311,7 @@ def _colour(
 
 def _colour_bar(values: pd.Series[float], log: bool, length: int) -> alt.Legend:
     if not log or values.empty:
-        return alt.Legend(format="~g", gradientLength=length)
+        return alt.Legend(format="~g", gradientLength=max(length, SHORTEST_BAR))
     # The ends and the middle: Vega labels powers of ten, of which a narrow range has one or none.
     low, high = float(values.min()), float(values.max())
     middle = math.sqrt(low) * math.sqrt(high)
@@ -316,5 +319,5 @@ def _colour_bar(values: pd.Series[float], log: bool, length: int) -> alt.Legend:
     return alt.Legend(
         values=[low, middle, high] if high > low else [low],
         format=".2~r" if plain else ".1~e",
-        gradientLength=length,
+        gradientLength=max(length, SHORTEST_BAR),
     )

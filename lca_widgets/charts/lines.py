@@ -24,6 +24,7 @@ __all__ = ["curve", "drawn_lines", "ends_of", "profile"]
 
 MANY_LAYERS = 40  # beyond it points would hide the dashes between them
 LAYER_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+# The second cue beside the colours, and the third.
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3]]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 # What stands before a name in a legend.

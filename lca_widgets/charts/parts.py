@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 150
-# Okabe and Ito's palette, told apart by most colour-blind readers; dashes are the second cue.
+# Okabe and Ito's palette, told apart by most colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 Panel = alt.Chart | alt.LayerChart
 

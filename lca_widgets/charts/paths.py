@@ -115,9 +115,9 @@ def _strokes(
 def _end_mark(
     point: pd.DataFrame, x: str, y: str, ends: Mapping[str, Sequence[float]], filled: bool
 ) -> alt.Chart:
-    near = point.assign(**{axis: point[axis].clip(*ends[axis]) for axis in (x, y)})
-    inside = bool((near[[x, y]] == point[[x, y]]).all(axis=None))
-    return chart(near, [x, y]).mark_point(
+    inner = point.assign(**{axis: point[axis].clip(*ends[axis]) for axis in (x, y)})
+    inside = bool((inner[[x, y]] == point[[x, y]]).all(axis=None))
+    return chart(inner, [x, y]).mark_point(
         shape="circle" if inside else "triangle",
         size=60 if filled else 90,
         filled=filled,
